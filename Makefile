@@ -1,0 +1,35 @@
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench soak specs lock
+BIN := .venv/bin
+# ARGS go to the command behind a target: make run ARGS="--port 9000", make test ARGS="tests/domain -x"
+ARGS ?=
+
+help: ## what can be typed here
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+run: .venv/.run-stamp ## the demo on http://127.0.0.1:8000
+	@exec $(BIN)/fixnado demo $(ARGS)
+
+test: .venv/.dev-stamp ## all tests but the long experiments
+	@.ci/ensure-system && $(BIN)/pytest $(ARGS) && cd clients/javascript && node --test
+
+lint: .venv/.dev-stamp ## style, types, layers, and whether the specifications are fresh
+	@.ci/lint
+
+bench: .venv/.dev-stamp ## this server and its yardsticks in one run
+	@$(BIN)/fixnado bench $(ARGS)
+
+soak: .venv/.dev-stamp ## the long experiments with failures
+	@.ci/ensure-system && $(BIN)/pytest -m soak $(ARGS)
+
+specs: .venv/.dev-stamp ## write openapi/ and asyncapi/ from the catalogue
+	@$(BIN)/python -m server specs
+
+lock: .venv/.dev-stamp ## resolve the dependencies anew and pin them with hashes
+	@.ci/lock $(ARGS)
+
+.venv/.run-stamp: requirements.lock pyproject.toml .ci/venv
+	@.ci/venv $< $@
+
+.venv/.dev-stamp: requirements-dev.lock requirements.lock pyproject.toml .ci/venv
+	@.ci/venv $< $@ && touch .venv/.run-stamp

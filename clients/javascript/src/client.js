@@ -1,0 +1,568 @@
+import { Acks } from './acks.js';
+import { Backoff } from './backoff.js';
+import { Channel } from './channel.js';
+import { actionOn, DRAIN, INVALID_TOKEN, meaningOf, SERVER_ERROR } from './close-codes.js';
+import { KEYED, MOMENTARY, REPEATABLE } from './commands.js';
+import { Connection } from './connection.js';
+import { Emitter } from './emitter.js';
+import { CallTimeout, ConnectionLost, FixnadoError, needsSignIn, RemoteError, Stopped } from './errors.js';
+import { Outbox } from './outbox.js';
+import { platformWith } from './platform.js';
+
+/**
+ * @typedef {import('./types.js').Json} Json
+ * @typedef {import('./types.js').State} State
+ * @typedef {import('./types.js').StateChange} StateChange
+ * @typedef {import('./types.js').SessionInfo} SessionInfo
+ * @typedef {import('./types.js').Subscription} Subscription
+ * @typedef {import('./types.js').Position} Position
+ *
+ * @typedef {object} ClientOptions
+ * @property {string} [url] Of the socket, `wss://…/socket`; default: on the page's own server.
+ * @property {{ accessToken(request: import('./types.js').TokenRequest): Promise<string> }} [auth] An `Auth`, usually.
+ * @property {import('./types.js').GetToken} [getToken] In place of `auth`.
+ * @property {string} [name] Name and version of the application, for the server's records.
+ * @property {number} [callTimeoutMs] Time a command may take, reconnects included. Default 30 s.
+ * @property {number} [connectTimeoutMs] Time from opening a socket to an open session. Default 10 s.
+ * @property {number} [latencyIntervalMs] Time between measurements. Default 25 s.
+ * @property {(error: unknown) => void} [onListenerError] Default: the console.
+ * @property {Partial<import('./platform.js').Platform>} [platform]
+ */
+
+const VERSION = '0.1.0';
+/** A close that explains a refused session follows on its heels. */
+const VERDICT_MS = 1000;
+/** JSON-RPC error code of the contract. */
+const NOT_AUTHENTICATED = -32001;
+const REPLY_TIMEOUT_MS = 10_000;
+/** A session that held this long was a good one; a shorter one must not make the next attempts faster. */
+const STABLE_MS = 10_000;
+/** Contract: a live session has this long after `session.expiring` runs out to bring a new token. */
+const RENEWAL_GRACE_MS = 25_000;
+/** Contract: the server allows heartbeat + 10 s of silence; its own pings may be late by their jitter. */
+const SILENCE_SLACK_MS = 10_000;
+const PING_JITTER = 1.25;
+/** A server that drains closes by itself; this much later the client no longer waits for it. */
+const DRAIN_SLACK_MS = 1000;
+
+/**
+ * One live session that outlives its sockets.
+ *
+ * It keeps: the channels asked for and the place in each, the commands without an answer, and the time of the next
+ * attempt. Each socket starts with `session.connect`, which resumes the session's own channels; the others are asked for
+ * again right after it, and then the unanswered commands are sent once more, in order and with their keys.
+ *
+ * Emits `state` ({@link StateChange}), `session` ({@link SessionInfo}, at each new session, before its events),
+ * `channel` ({@link Channel}, the first time the server gives one, before its events: the place to attach listeners),
+ * `resumed` ({@link import('./types.js').Recovery}, after a reconnect, when every channel is restored), `latency`
+ * (milliseconds), `drain` (`{reconnectAfterMs}`) and `renewed` (a new token was taken on the live socket).
+ */
+export class RealtimeClient extends Emitter {
+  /** @type {import('./platform.js').Platform} */
+  #platform;
+  /** @type {import('./types.js').GetToken} */
+  #getToken;
+  /** @type {(error: unknown) => void} */
+  #report;
+  /** @type {Required<Pick<ClientOptions, 'url' | 'name' | 'callTimeoutMs' | 'connectTimeoutMs' | 'latencyIntervalMs'>>} */
+  #options;
+  /** @type {State} */
+  #state = 'offline';
+  /** @type {Connection | null} */
+  #connection = null;
+  /** Raised whenever what is under way for an older attempt no longer matters. */
+  #attempt = 0;
+  /** @type {Map<string, Channel>} */
+  #channels = new Map();
+  /** @type {Backoff} */
+  #backoff;
+  /** @type {Outbox} */
+  #outbox;
+  /** @type {Acks} */
+  #acks;
+  #token = '';
+  /** @type {string | undefined} */
+  #rejectedToken;
+  #triedRenewal = false;
+  /** @type {Connection | null} Where a new token is being brought. */
+  #renewingOn = null;
+  /** The server asked not to be asked again before this time. */
+  #notBefore = 0;
+  #lostAt = 0;
+  #clockOffsetMs = 0;
+  /** @type {Map<string, any>} Timers by purpose. Each purpose has at most one. */
+  #timers = new Map();
+  /** @type {{ resolve: (info: SessionInfo) => void, reject: (error: Error) => void }[]} */
+  #connecting = [];
+  #networkBack = () => {
+    if (this.#state === 'waiting' && this.#platform.now() >= this.#notBefore) this.#open();
+  };
+
+  /** @param {ClientOptions} options */
+  constructor(options) {
+    super(options.onListenerError);
+    const { auth, getToken } = options;
+    if (!auth && !getToken) throw new TypeError('RealtimeClient needs auth or getToken');
+    this.#getToken = getToken ?? ((request) => /** @type {NonNullable<typeof auth>} */ (auth).accessToken(request));
+    this.#platform = platformWith(options.platform);
+    this.#report = options.onListenerError ?? ((/** @type {unknown} */ error) => console.error(error));
+    this.#options = {
+      url: options.url ?? ownSocket(),
+      name: options.name ?? `fixnado-js/${VERSION}`,
+      callTimeoutMs: options.callTimeoutMs ?? 30_000,
+      connectTimeoutMs: options.connectTimeoutMs ?? 10_000,
+      latencyIntervalMs: options.latencyIntervalMs ?? 25_000,
+    };
+    this.#backoff = new Backoff(this.#platform.random);
+    this.#outbox = new Outbox(this.#platform);
+    this.#acks = new Acks(this.#platform, (offsets) => this.#sendAck(offsets));
+    /** @type {SessionInfo | null} The newest session, also while it is away. */
+    this.session = null;
+    /** @type {number | null} Newest measured round trip. */
+    this.latencyMs = null;
+    /** Sessions after the first. */
+    this.reconnects = 0;
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  get user() {
+    return this.session?.user ?? null;
+  }
+
+  /** Commands without an answer. */
+  get pendingCalls() {
+    return this.#outbox.size;
+  }
+
+  /** The server's clock as far as it is known; for countdowns. @returns {number} Milliseconds since the Unix epoch. */
+  serverNow() {
+    return this.#platform.now() + this.#clockOffsetMs;
+  }
+
+  /**
+   * Goes online and stays there. Calling it again does no harm; after `stopped` it starts anew.
+   *
+   * @returns {Promise<SessionInfo>} The session, when the first one is open.
+   * @throws {Stopped} The server or `disconnect` said to stay away, or nobody is signed in.
+   */
+  connect() {
+    if (this.#state === 'online' && this.session) return Promise.resolve(this.session);
+    const opened = new Promise((resolve, reject) => this.#connecting.push({ resolve, reject }));
+    if (this.#state === 'offline' || this.#state === 'stopped') {
+      this.#platform.network?.addEventListener('online', this.#networkBack);
+      this.#triedRenewal = false;
+      this.#open();
+    }
+    return opened;
+  }
+
+  /** Ends the session and everything that waits for it. */
+  disconnect() {
+    this.#stop(new Stopped('The client was disconnected.'));
+  }
+
+  /** Drops the socket as a dying network would, and stays offline until `resume`. Nothing is forgotten. */
+  suspend() {
+    if (this.#state === 'stopped' || this.#state === 'offline') return;
+    this.#drop();
+    this.#enter('offline');
+  }
+
+  /** Takes up what `suspend` dropped, at once. */
+  resume() {
+    if (this.#state === 'offline') this.#open();
+  }
+
+  /**
+   * Sends a command. One that takes an idempotency key gets one; it is kept on every repetition and is found as `key` on
+   * the error, so that a caller can repeat it safely as well.
+   *
+   * @param {string} method
+   * @param {Json} [params]
+   * @param {{ timeoutMs?: number }} [options]
+   * @returns {Promise<any>} The result.
+   * @throws {RemoteError} The server refused.
+   * @throws {ConnectionLost} The socket died and this command is not one that may be repeated.
+   * @throws {import('./errors.js').CallTimeout} No answer in time.
+   * @throws {Stopped} The client is stopped.
+   */
+  call(method, params = {}, { timeoutMs = this.#options.callTimeoutMs } = {}) {
+    if (this.#state === 'stopped') return Promise.reject(new Stopped('The client is stopped.'));
+    const keyed = KEYED.has(method);
+    return this.#outbox.call(method, keyed ? { key: this.#platform.uuid(), ...params } : params, {
+      timeoutMs,
+      repeatable: keyed || REPEATABLE.has(method),
+      momentary: MOMENTARY.has(method),
+    });
+  }
+
+  /**
+   * The channel of a name. Listening does not subscribe; own channels need no subscription.
+   *
+   * @param {string} name
+   * @returns {Channel}
+   */
+  channel(name) {
+    let channel = this.#channels.get(name);
+    if (!channel) {
+      channel = new Channel(name, {
+        wanted: (wanted) => this.#subscribe(wanted, () => undefined),
+        unwanted: (unwanted) => this.#unsubscribe(unwanted),
+        handled: (of, offset, urgent) => this.#acks.note(of, offset, urgent),
+        report: this.#report,
+      });
+      this.#channels.set(name, channel);
+    }
+    return channel;
+  }
+
+  /** Channels the server gave without asking. */
+  get ownChannels() {
+    return [...this.#channels.values()].filter((channel) => channel.own);
+  }
+
+  async #open() {
+    this.#cancelTimers();
+    const attempt = ++this.#attempt;
+    this.#enter('connecting');
+    this.#after('connect', this.#options.connectTimeoutMs, () => this.#failed());
+    try {
+      const token = await this.#getToken(this.#rejectedToken ? { rejected: this.#rejectedToken } : {});
+      if (attempt !== this.#attempt) return;
+      this.#token = token;
+      const connection = new Connection(this.#options.url, this.#platform, {
+        opened: () => this.#introduce(connection),
+        notified: (method, params) => this.#notified(connection, method, params),
+        closed: (code) => this.#closed(connection, code),
+      });
+      this.#connection = connection;
+    } catch (error) {
+      if (attempt !== this.#attempt) return;
+      if (needsSignIn(error)) this.#stop(new Stopped('Sign in again.'));
+      else this.#failed(/** @type {Error} */ (error));
+    }
+  }
+
+  /** @param {Connection} connection */
+  #introduce(connection) {
+    /** @type {Record<string, Position>} */
+    const resume = {};
+    for (const { own, name, position } of this.#channels.values()) if (own && position) resume[name] = position;
+    const params = {
+      token: this.#token,
+      client: this.#options.name,
+      ...(Object.keys(resume).length > 0 && { resume }),
+    };
+    const sentAt = this.#platform.now();
+    connection.request('session.connect', params, this.#options.connectTimeoutMs, (error, info) => {
+      if (connection !== this.#connection || connection.closed) return;
+      if (error) this.#rejected(connection, error);
+      else this.#established(connection, info, sentAt);
+    });
+  }
+
+  /**
+   * The server did not open the session. Its close code says what to do; if it does not close, the error has to.
+   *
+   * @param {Connection} connection
+   * @param {Error} error
+   */
+  #rejected(connection, error) {
+    if (!(error instanceof RemoteError)) return connection.abandon();
+    if (error.retryAfterSeconds) this.#notBefore = this.#platform.now() + error.retryAfterSeconds * 1000;
+    this.#after('connect', VERDICT_MS, () => {
+      if (error.code === NOT_AUTHENTICATED) connection.abandon(INVALID_TOKEN);
+      else if (error.retryable || error.status >= 500) connection.abandon(SERVER_ERROR);
+      else this.#stop(error);
+    });
+  }
+
+  /**
+   * @param {Connection} connection
+   * @param {SessionInfo} info
+   * @param {number} sentAt
+   */
+  #established(connection, info, sentAt) {
+    const again = this.session !== null;
+    const now = this.#platform.now();
+    this.#cancel('connect');
+    this.#triedRenewal = false;
+    this.#rejectedToken = undefined;
+    // The server read its clock about halfway through the round trip.
+    this.#clockOffsetMs = Date.parse(info.server_time) - (sentAt + now) / 2;
+    this.session = info;
+    if (again) this.reconnects += 1;
+    connection.watch(info.heartbeat_seconds * 1000 * PING_JITTER + SILENCE_SLACK_MS);
+    this.#after('stable', STABLE_MS, () => this.#backoff.reset());
+    this.#enter('online');
+    this.emit('session', info);
+    this.#restore(connection, info, again ? now - this.#lostAt : null);
+    if (connection !== this.#connection) return;
+    this.#outbox.attach(connection);
+    this.#acks.flush();
+    this.#measure(connection);
+    for (const waiter of this.#connecting.splice(0)) waiter.resolve(info);
+  }
+
+  /**
+   * @param {Connection} connection
+   * @param {SessionInfo} info
+   * @param {number | null} awayMs Null in the first session.
+   */
+  #restore(connection, info, awayMs) {
+    /** @type {Set<string>} */
+    const missed = new Set();
+    /** @type {string[]} */
+    const reset = [];
+    let open = 1;
+    /** @param {string} name @param {import('./channel.js').Restored | null} outcome */
+    const done = (name, outcome) => {
+      for (const id of outcome?.missed ?? []) missed.add(id);
+      if (outcome?.reset) reset.push(name);
+      open -= 1;
+      if (open === 0 && awayMs !== null) this.emit('resumed', { missed: missed.size, reset, awayMs });
+    };
+    for (const [name, subscription] of Object.entries(info.channels)) {
+      if (connection !== this.#connection) return;
+      const channel = this.channel(name);
+      const first = !channel.own;
+      channel.own = true;
+      if (first) this.emit('channel', channel);
+      open += 1;
+      done(name, channel.restored(subscription));
+    }
+    for (const channel of [...this.#channels.values()]) {
+      if (connection !== this.#connection) return;
+      if (channel.name in info.channels) continue;
+      const taken = channel.own;
+      channel.own = false;
+      if (channel.desired) {
+        open += 1;
+        this.#subscribe(channel, (outcome) => done(channel.name, outcome));
+      } else if (taken) {
+        channel.refused(new FixnadoError('not_found', 'This channel is no longer yours.'));
+      }
+    }
+    done('', null);
+  }
+
+  /**
+   * @param {Channel} channel
+   * @param {(outcome: import('./channel.js').Restored | null) => void} done
+   */
+  #subscribe(channel, done) {
+    const connection = this.#connection;
+    // Without a session there is nothing to do now: the next one asks for everything that is desired.
+    if (!connection || this.#state !== 'online') return;
+    const resume = channel.position;
+    channel.awaitReply();
+    const params = { channel: channel.name, ...(resume && { resume }) };
+    connection.request('channel.subscribe', params, REPLY_TIMEOUT_MS, (error, subscription) => {
+      if (connection !== this.#connection || error instanceof ConnectionLost) return;
+      if (!channel.desired && !channel.own) return done(null);
+      if (!error) return done(channel.restored(subscription));
+      if (error instanceof CallTimeout || (error instanceof RemoteError && error.retryable)) {
+        const seconds = (error instanceof RemoteError && error.retryAfterSeconds) || 1;
+        const delayMs = seconds * 1000 * (1 + this.#platform.random());
+        this.#after(`subscribe ${channel.name}`, delayMs, () => this.#subscribe(channel, done));
+      } else {
+        channel.refused(error);
+        done(null);
+      }
+    });
+  }
+
+  /** @param {Channel} channel */
+  #unsubscribe(channel) {
+    if (channel.own) return;
+    channel.forget(new FixnadoError('unsubscribed', 'The channel was unsubscribed.'));
+    this.#acks.forget(channel.name);
+    this.#cancel(`subscribe ${channel.name}`);
+    if (this.#state !== 'online') return;
+    this.#connection?.request('channel.unsubscribe', { channel: channel.name }, REPLY_TIMEOUT_MS, () => undefined);
+  }
+
+  /**
+   * @param {Connection} connection
+   * @param {string} method
+   * @param {Json} params
+   */
+  #notified(connection, method, params) {
+    if (connection !== this.#connection) return;
+    if (method === 'event') {
+      this.#channels.get(params.channel)?.received(/** @type {any} */ (params));
+    } else if (method === 'session.expiring') {
+      void this.#renew(connection, (params.expires_in_seconds ?? 0) * 1000 + RENEWAL_GRACE_MS);
+    } else if (method === 'drain') {
+      const delayMs = params.reconnect_after_ms ?? 0;
+      this.#notBefore = this.#platform.now() + delayMs;
+      this.#cancel('stable');
+      this.#after('drain', delayMs + DRAIN_SLACK_MS, () => connection.abandon(DRAIN));
+      this.emit('drain', { reconnectAfterMs: delayMs });
+    }
+  }
+
+  /**
+   * Brings a new token to the live socket. When that does not work out, nothing is lost yet: the server closes with 4002
+   * and the next session is opened with whatever token there is by then.
+   *
+   * @param {Connection} connection
+   * @param {number} withinMs
+   */
+  async #renew(connection, withinMs) {
+    if (this.#renewingOn === connection) return;
+    this.#renewingOn = connection;
+    const deadline = this.#platform.now() + withinMs;
+    const backoff = new Backoff(this.#platform.random);
+    while (connection === this.#connection && this.#platform.now() < deadline) {
+      try {
+        const token = await this.#getToken({ rejected: this.#token });
+        if (connection !== this.#connection) break;
+        await new Promise((resolve, reject) => {
+          connection.request('session.refresh', { token }, REPLY_TIMEOUT_MS, (error, result) =>
+            error ? reject(error) : resolve(result),
+          );
+        });
+        this.#token = token;
+        this.emit('renewed', undefined);
+        break;
+      } catch (error) {
+        if (needsSignIn(error) || (error instanceof RemoteError && !error.retryable)) break;
+        await new Promise((resolve) => this.#platform.setTimeout(() => resolve(undefined), backoff.next()));
+      }
+    }
+    if (this.#renewingOn === connection) this.#renewingOn = null;
+  }
+
+  /**
+   * Takes the time of the cheapest request there is. One that stays without any frame from the server shows a dead
+   * connection sooner than its missing pings do.
+   *
+   * @param {Connection} connection
+   */
+  #measure(connection) {
+    const sentAt = this.#platform.now();
+    connection.request('session.ack', {}, REPLY_TIMEOUT_MS, (error) => {
+      if (connection !== this.#connection || connection.closed) return;
+      if (error instanceof CallTimeout) {
+        if (connection.heardAt <= sentAt) return connection.abandon();
+      } else {
+        this.latencyMs = this.#platform.now() - sentAt;
+        this.emit('latency', this.latencyMs);
+      }
+      this.#after('latency', this.#options.latencyIntervalMs, () => this.#measure(connection));
+    });
+  }
+
+  /**
+   * @param {Record<string, number>} offsets
+   * @returns {boolean}
+   */
+  #sendAck(offsets) {
+    if (this.#state !== 'online' || !this.#connection || this.#connection.closed) return false;
+    this.#connection.request('session.ack', offsets, REPLY_TIMEOUT_MS, () => undefined);
+    return true;
+  }
+
+  /**
+   * @param {Connection} connection
+   * @param {number} code
+   */
+  #closed(connection, code) {
+    if (connection !== this.#connection) return;
+    const action = actionOn(code);
+    if (action === 'stop' || (action === 'renew-once' && this.#triedRenewal)) {
+      return this.#stop(new Stopped(meaningOf(code), code), code);
+    }
+    if (action === 'renew' || action === 'renew-once') this.#rejectedToken = this.#token;
+    this.#drop();
+    if (action === 'renew-once') {
+      this.#triedRenewal = true;
+      this.#open();
+    } else this.#wait(code);
+  }
+
+  /** @param {Error} [error] */
+  #failed(error) {
+    this.#drop();
+    this.#wait(undefined, error);
+  }
+
+  /**
+   * @param {number} [closeCode]
+   * @param {Error} [error]
+   */
+  #wait(closeCode, error) {
+    const retryInMs = Math.max(0, this.#notBefore - this.#platform.now()) + this.#backoff.next();
+    this.#enter('waiting', { retryInMs, closeCode, error });
+    this.#after('retry', retryInMs, () => this.#open());
+  }
+
+  /**
+   * @param {Error} error
+   * @param {number} [closeCode]
+   */
+  #stop(error, closeCode) {
+    this.#drop();
+    this.#platform.network?.removeEventListener('online', this.#networkBack);
+    this.#outbox.rejectAll(error);
+    for (const channel of this.#channels.values()) channel.giveUpWaiting(error);
+    if (this.#state !== 'stopped') this.#enter('stopped', { closeCode, error });
+    for (const waiter of this.#connecting.splice(0)) waiter.reject(error);
+  }
+
+  /** Lets go of the connection, if there is one, and of everything that was timed for it. */
+  #drop() {
+    const connection = this.#connection;
+    this.#attempt += 1;
+    this.#connection = null;
+    this.#cancelTimers();
+    this.#outbox.detach();
+    if (this.#state === 'online') this.#lostAt = this.#platform.now();
+    for (const channel of this.#channels.values()) channel.suspend();
+    connection?.abandon();
+  }
+
+  /**
+   * @param {State} state
+   * @param {Partial<StateChange>} [details]
+   */
+  #enter(state, details = {}) {
+    const previous = this.#state;
+    this.#state = state;
+    this.emit('state', { state, previous, ...details });
+  }
+
+  /**
+   * @param {string} purpose
+   * @param {number} delayMs
+   * @param {() => void} action
+   */
+  #after(purpose, delayMs, action) {
+    this.#cancel(purpose);
+    const timer = this.#platform.setTimeout(() => {
+      this.#timers.delete(purpose);
+      action();
+    }, delayMs);
+    this.#timers.set(purpose, timer);
+  }
+
+  /** @param {string} purpose */
+  #cancel(purpose) {
+    this.#platform.clearTimeout(this.#timers.get(purpose));
+    this.#timers.delete(purpose);
+  }
+
+  #cancelTimers() {
+    for (const purpose of [...this.#timers.keys()]) this.#cancel(purpose);
+  }
+}
+
+/** @returns {string} The socket of the server that the page came from. */
+function ownSocket() {
+  const { protocol, host } = globalThis.location;
+  return `${protocol === 'https:' ? 'wss:' : 'ws:'}//${host}/socket`;
+}

@@ -1,0 +1,35 @@
+/**
+ * What may be sent a second time when the first answer was lost.
+ *
+ * A command with an idempotency key has its effect once however often it is sent. Repeating a question, or setting a
+ * value to what it is, does no harm. Everything else is left to the caller, who is told `ConnectionLost`.
+ */
+
+/** Commands that take an idempotency key. @type {ReadonlySet<string>} */
+export const KEYED = new Set([
+  'booking.create',
+  'booking.transition',
+  'booking.cancel',
+  'booking.reschedule',
+  'booking.assign',
+  'offer.accept',
+  'offer.decline',
+  'message.send',
+]);
+
+/** Questions, and values that are set. @type {ReadonlySet<string>} */
+export const REPEATABLE = new Set([
+  'booking.get',
+  'booking.list',
+  'offer.list',
+  'service.list',
+  'zone.list',
+  'provider.list',
+  'conversation.history',
+  'channel.presence',
+  'presence.set',
+  'message.read',
+]);
+
+/** Worth nothing when they are late: never kept for later. @type {ReadonlySet<string>} */
+export const MOMENTARY = new Set(['typing.set', 'location.publish']);

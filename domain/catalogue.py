@@ -1,0 +1,112 @@
+"""Everything the system can be asked, and everything it can say.
+
+The socket, ``POST /commands/{method}``, permissions, both specification files and the client's documentation are
+driven by these tables. Nothing is declared twice; what is not here does not exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from domain import availability, bookings, dispatch, lifecycle, messaging, offers, positions, providers, session
+from domain.commands import Command, Mode, Who
+from domain.events import EventClass
+from domain.views import NoParams, View
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """One fact the system tells, the shape of its data and what a slow socket may do with it."""
+
+    name: str
+    summary: str
+    data: type[View]
+    event_class: EventClass = EventClass.DURABLE
+
+
+_ANY, _CUSTOMER, _PROVIDER, _OPERATIONS = Who.ANYBODY_SIGNED_IN, Who.CUSTOMER, Who.PROVIDER, Who.OPERATIONS
+_READ, _WRITE, _KEYED, _SESSION = Mode.READ, Mode.WRITE, Mode.KEYED, Mode.SESSION
+_Booking = bookings.BookingResult
+
+# fmt: off
+_COMMANDS = (
+    Command("session.connect",      "Sign in on this socket and resume.",       _ANY,        _SESSION, session.Connect,            session.Connected,           None),
+    Command("session.refresh",      "Put a newer access token on this socket.", _ANY,        _SESSION, session.Refresh,            session.Refreshed,           None),
+    Command("session.ack",          "Say how far each channel was handled.",    _ANY,        _SESSION, session.Ack,                session.Acked,               None),
+    Command("channel.subscribe",    "Hear a channel from now on.",              _ANY,        _SESSION, session.Subscribe,          session.Subscribed,          None),
+    Command("channel.unsubscribe",  "Stop hearing a channel.",                  _ANY,        _SESSION, session.ChannelRef,         session.Unsubscribed,        None),
+    Command("channel.presence",     "Who hears a channel now.",                 _ANY,        _SESSION, session.ChannelRef,         session.PresenceList,        None),
+    Command("presence.set",         "Choose a provider's live status.",         _PROVIDER,   _WRITE,   availability.SetPresence,   availability.PresenceResult, availability.set_presence),
+    Command("booking.create",       "Book a job.",                              _CUSTOMER,   _KEYED,   bookings.CreateBooking,     _Booking,                    lifecycle.create),
+    Command("booking.get",          "Look at a booking.",                       _ANY,        _READ,    bookings.BookingRef,        _Booking,                    lifecycle.get),
+    Command("booking.list",         "One's bookings, newest first.",            _ANY,        _READ,    bookings.ListBookings,      bookings.BookingPage,        lifecycle.list_bookings),
+    Command("booking.transition",   "Move a booking one step along its table.", _ANY,        _KEYED,   bookings.TransitionBooking, _Booking,                    lifecycle.transition),
+    Command("booking.cancel",       "Cancel before the start.",                 _ANY,        _KEYED,   bookings.CancelBooking,     _Booking,                    lifecycle.cancel),
+    Command("booking.reschedule",   "Move scheduled work to another time.",     _ANY,        _KEYED,   bookings.RescheduleBooking, _Booking,                    lifecycle.reschedule),
+    Command("booking.assign",       "Give a waiting booking to a provider.",    _OPERATIONS, _KEYED,   bookings.AssignBooking,     _Booking,                    dispatch.assign_by_force),
+    Command("offer.accept",         "Take an offered job.",                     _PROVIDER,   _KEYED,   offers.AcceptOffer,         _Booking,                    dispatch.accept),
+    Command("offer.decline",        "Turn an offered job down.",                _PROVIDER,   _KEYED,   offers.DeclineOffer,        offers.DeclineResult,        dispatch.decline),
+    Command("offer.list",           "One's live offers.",                       _PROVIDER,   _READ,    NoParams,                   offers.OfferList,            dispatch.list_offers),
+    Command("message.send",         "Write to a booking's people.",             _ANY,        _KEYED,   messaging.SendMessage,      messaging.MessageResult,     messaging.send),
+    Command("message.read",         "Move one's read mark forward.",            _ANY,        _WRITE,   messaging.ReadMessages,     messaging.ReadResult,        messaging.read),
+    Command("conversation.history", "A page of a conversation.",                _ANY,        _READ,    messaging.History,          messaging.ConversationView,  messaging.history),
+    Command("typing.set",           "Say that one is typing, or no longer.",    _ANY,        _WRITE,   messaging.SetTyping,        messaging.TypingResult,      messaging.set_typing),
+    Command("location.publish",     "Share a position while on a job.",         _PROVIDER,   _WRITE,   positions.PublishLocation,  positions.LocationResult,    positions.publish),
+    Command("service.list",         "What can be booked.",                      _ANY,        _READ,    NoParams,                   providers.ServiceList,       providers.list_services),
+    Command("zone.list",            "Where.",                                   _ANY,        _READ,    NoParams,                   providers.ZoneList,          providers.list_zones),
+    Command("provider.list",        "Every provider with its live status.",     _OPERATIONS, _READ,    NoParams,                   providers.ProviderList,      providers.list_providers),
+)
+# fmt: on
+
+_BookingEvent = bookings.BookingEventData
+
+# fmt: off
+_EVENTS = (
+    EventType("booking.created",              "A customer booked.",                            _BookingEvent),
+    EventType("booking.dispatch_started",     "The search for a provider began.",              _BookingEvent),
+    EventType("booking.assigned",             "A provider has the job.",                       _BookingEvent),
+    EventType("booking.unfulfilled",          "Nobody was found.",                             _BookingEvent),
+    EventType("booking.en_route",             "The provider set out.",                         _BookingEvent),
+    EventType("booking.arrived",              "The provider is there.",                        _BookingEvent),
+    EventType("booking.started",              "Work began.",                                   _BookingEvent),
+    EventType("booking.paused",               "Work rests.",                                   _BookingEvent),
+    EventType("booking.resumed",              "Work goes on.",                                 _BookingEvent),
+    EventType("booking.completed",            "The job is done.",                              _BookingEvent),
+    EventType("booking.cancelled",            "Somebody called it off.",                       _BookingEvent),
+    EventType("booking.reassignment_started", "The provider is off the job; a new search.",    _BookingEvent),
+    EventType("booking.no_show_recorded",     "One side was not there.",                       _BookingEvent),
+    EventType("booking.rescheduled",          "The job has another time.",                     _BookingEvent),
+    EventType("booking.rescue_needed",        "Dispatch is out of ideas: operations, please.", _BookingEvent),
+    EventType("dispute.opened",               "A party disagrees.",                            _BookingEvent),
+    EventType("dispute.resolved",             "Operations settled it.",                        _BookingEvent),
+    EventType("offer.made",                   "A provider is asked.",                          offers.OfferMadeData),
+    EventType("offer.accepted",               "A provider said yes.",                          offers.OfferClosedData),
+    EventType("offer.declined",               "A provider said no.",                           offers.OfferClosedData),
+    EventType("offer.expired",                "A provider said nothing.",                      offers.OfferClosedData),
+    EventType("offer.withdrawn",              "The offer is no longer open.",                  offers.OfferClosedData),
+    EventType("availability.changed",         "A provider's live status moved.",               availability.AvailabilityChangedData, EventClass.LATEST),
+    EventType("presence.changed",             "The same, for live lists.",                     availability.PresenceChangedData,     EventClass.EPHEMERAL),
+    EventType("message.sent",                 "Somebody wrote.",                               messaging.MessageSentData),
+    EventType("receipt.updated",              "Somebody read.",                                messaging.ReceiptUpdatedData),
+    EventType("typing.started",               "Somebody is typing.",                           messaging.TypingData,                 EventClass.EPHEMERAL),
+    EventType("typing.stopped",               "Somebody is no longer typing.",                 messaging.TypingData,                 EventClass.EPHEMERAL),
+    EventType("location.moved",               "Where the provider is.",                        positions.LocationMovedData,          EventClass.EPHEMERAL),
+    EventType("eta.updated",                  "When the provider will be there.",              positions.EtaUpdatedData,             EventClass.LATEST),
+)
+# fmt: on
+
+COMMANDS = MappingProxyType({command.name: command for command in _COMMANDS})
+"""Every command by name."""
+
+EVENTS = MappingProxyType({event.name: event for event in _EVENTS})
+"""Every event clients can hear, by type."""
+
+TIMERS = MappingProxyType(
+    {
+        "dispatch": dispatch.advance,
+        "rescue": dispatch.rescue_over,
+        availability.LINGER: availability.linger_over,
+    }
+)
+"""What a durable timer of each kind does when it is due."""

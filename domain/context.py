@@ -1,0 +1,44 @@
+"""What a use case is given: who asks, in which transaction, under which policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from domain.events import Event
+from domain.identity import Actor
+from domain.policy import Policy
+from domain.ports import UnitOfWork
+
+if TYPE_CHECKING:
+    from domain.positions import PositionFeed
+
+SYSTEM = Actor(user_id="system", name="Fixnado", roles=frozenset(), memberships=(), session_id="")
+"""The actor of timers and sweeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One run of a use case.
+
+    Attributes:
+        positions: the node's memory of who published where, for the rate rules.
+        announcements: ephemeral events, sent after commit; lost when the transaction is.
+        after_commit: what this node should remember once the transaction stands; must not fail.
+    """
+
+    actor: Actor
+    uow: UnitOfWork
+    policy: Policy
+    positions: PositionFeed
+    announcements: list[Event] = field(default_factory=list)
+    after_commit: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def now(self) -> datetime:
+        return self.uow.now
+
+    def announce(self, event: Event) -> None:
+        self.announcements.append(event)

@@ -1,0 +1,140 @@
+"""What people do with bookings: create, look, move along, cancel, reschedule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from domain import bookings, dispatch, moves
+from domain.bookings import (
+    Booking,
+    BookingRef,
+    CancelBooking,
+    CreateBooking,
+    ListBookings,
+    RescheduleBooking,
+    Status,
+    TransitionBooking,
+)
+from domain.context import Context
+from domain.errors import IllegalTransition, InvalidParams, OutsideZones, SlotTaken
+from domain.types import JSON, Point, new_id
+
+
+async def create(ctx: Context, params: CreateBooking) -> JSON:
+    """A customer books; the first offers go out in the same transaction.
+
+    Raises:
+        InvalidParams: unknown service, or a time that makes no sense.
+        OutsideZones: no zone covers the place.
+    """
+    service = await ctx.uow.market.service(params.service_id)
+    if service is None:
+        raise InvalidParams.at("service_id", "there is no such service")
+    slot = bookings.require_slot(params.kind, params.start, params.end, ctx.now, service.duration_minutes)
+    place = Point(params.location.lat, params.location.lon)
+    zone = await ctx.uow.market.zone_at(place)
+    if zone is None:
+        raise OutsideZones
+    booking = Booking(
+        id=new_id(ctx.now),
+        status=Status.PENDING,
+        version=1,
+        kind=params.kind,
+        service_id=service.id,
+        zone_id=zone.id,
+        customer_id=ctx.actor.user_id,
+        location=place,
+        address=params.location.address,
+        slot=slot,
+        notes=params.notes,
+        price=service.price,
+        created_at=ctx.now,
+        updated_at=ctx.now,
+    )
+    await ctx.uow.bookings.add(booking)
+    await ctx.uow.conversations.open(booking.id)
+    moves.record(ctx, booking, "booking.created")
+    booking = await dispatch.begin(ctx, booking)
+    return _result(ctx, booking)
+
+
+async def get(ctx: Context, params: BookingRef) -> JSON:
+    """One booking, for its people and operations."""
+    return _result(ctx, bookings.visible_to(ctx.actor, await ctx.uow.bookings.get(params.booking_id)))
+
+
+async def list_bookings(ctx: Context, params: ListBookings) -> JSON:
+    """The caller's bookings, newest first: own ones, those of their providers, all of them for operations."""
+    page = await ctx.uow.bookings.of(ctx.actor, params.status, params.cursor, params.limit + 1)
+    shape: JSON = {
+        "bookings": [bookings.view(booking, ctx.policy.response_target_seconds) for booking in page[: params.limit]]
+    }
+    if len(page) > params.limit:
+        shape["next_cursor"] = page[params.limit - 1].id
+    return shape
+
+
+async def transition(ctx: Context, params: TransitionBooking) -> JSON:
+    """One step of the table, by whoever may take it.
+
+    Raises:
+        Conflict: the caller saw an older version.
+        IllegalTransition: the table does not lead there from here for this caller.
+    """
+    booking = await _locked(ctx, params)
+    bookings.check_version(booking, params.version)
+    if params.to in {Status.ASSIGNED, Status.SCHEDULED}:
+        # Being assigned is the outcome of an accepted offer or of booking.assign, never a step somebody just takes.
+        raise IllegalTransition(status_now=booking.status.value, to=params.to.value, allowed=[])
+    parties = bookings.parties_of(ctx.actor, booking)
+    return _result(ctx, await moves.move(ctx, booking, params.to, parties, reason=params.reason))
+
+
+async def cancel(ctx: Context, params: CancelBooking) -> JSON:
+    """Cancels before the start, with a reason. A booking that is cancelled already stays so."""
+    booking = await _locked(ctx, params)
+    if booking.status is Status.CANCELLED:
+        return _result(ctx, booking)
+    parties = bookings.parties_of(ctx.actor, booking)
+    return _result(ctx, await moves.move(ctx, booking, Status.CANCELLED, parties, reason=params.reason))
+
+
+async def reschedule(ctx: Context, params: RescheduleBooking) -> JSON:
+    """Moves scheduled work to another time, as long as nobody has set out.
+
+    Raises:
+        SlotTaken: the assigned provider has another job then.
+        IllegalTransition: it is not scheduled work, or too far along.
+    """
+    booking = await _locked(ctx, params)
+    bookings.check_version(booking, params.version)
+    movable = {Status.AWAITING_ASSIGNMENT, Status.SCHEDULED}
+    if booking.kind is not bookings.Kind.SCHEDULED or booking.slot is None or booking.status not in movable:
+        raise IllegalTransition("Only scheduled work that has not begun can be moved.", status_now=booking.status.value)
+    length = booking.slot.end - booking.slot.start
+    end = params.end or params.start + length
+    slot = bookings.require_slot(booking.kind, params.start, end, ctx.now, int(length / timedelta(minutes=1)))
+    if slot is None or slot == booking.slot:
+        return _result(ctx, booking)
+    if booking.provider_id is not None:
+        # The provider's row is the lock under which its jobs are kept from overlapping.
+        await ctx.uow.market.lock_provider(booking.provider_id)
+        if await ctx.uow.bookings.clashes(booking.provider_id, slot, on_demand=False, except_id=booking.id):
+            raise SlotTaken
+    after = replace(booking, slot=slot, version=booking.version + 1, updated_at=ctx.now)
+    await ctx.uow.bookings.save(after)
+    moves.record(ctx, after, "booking.rescheduled", before=booking, reason=params.reason)
+    if booking.status is Status.AWAITING_ASSIGNMENT:
+        # Whoever was asked, was asked for another time.
+        await moves.withdraw(ctx, await ctx.uow.offers.live_of_booking(booking.id), "rescheduled")
+        await ctx.uow.timers.set(f"dispatch:{booking.id}", ctx.now, "dispatch", {"booking_id": booking.id})
+    return _result(ctx, after)
+
+
+async def _locked(ctx: Context, params: BookingRef) -> Booking:
+    return bookings.visible_to(ctx.actor, await ctx.uow.bookings.lock(params.booking_id))
+
+
+def _result(ctx: Context, booking: Booking) -> JSON:
+    return {"booking": bookings.view(booking, ctx.policy.response_target_seconds)}

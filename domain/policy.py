@@ -1,0 +1,35 @@
+"""The numbers of the marketplace in one place, each with its unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from domain.geography import EtaEstimator, GreatCircleEta
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Rules that a deployment may tune. Defaults are the product's own."""
+
+    offer_on_demand_seconds: float = 30
+    offer_scheduled_seconds: float = 90
+    wave_sizes: tuple[int, ...] = (1, 3, 8, 8, 8)
+    wave_radius_m: tuple[float, ...] = (10_000, 10_000, 10_000, 20_000, 40_000)
+    dispatch_limit_seconds: float = 600
+    empty_wave_retry_seconds: float = 5
+    rescue_seconds: float = 300
+    misses_until_away: int = 3
+    linger_seconds: float = 45
+    typing_seconds: float = 6
+    no_show_after_seconds: float = 600
+    dispute_window_days: int = 14
+    arrival_radius_m: float = 150
+    fix_max_age_seconds: float = 60
+    fix_in_seconds: float = 1
+    fix_out_seconds: float = 3
+    eta_distance_m: float = 100
+    eta_interval_seconds: float = 30
+    commission_percent: int = 15
+    response_target_seconds: float = 300
+    idempotency_hours: float = 24
+    eta: EtaEstimator = field(default_factory=GreatCircleEta)

@@ -1,0 +1,264 @@
+"""What the use cases need from outside. Real adapters live in persistence and server; fakes only in tests.
+
+A :class:`UnitOfWork` is one database transaction. Its rules:
+
+* lock the aggregate first (``lock_*``), decide, save, and record events last; the outbox is written right before
+  commit, so that for each aggregate the order in the outbox is the order of commits;
+* lock in one order: booking, then conversation, then providers by id, so that no two use cases wait for each other;
+* a use case may run more than once (deadlock, lost race): it must not touch the outside world. Ephemeral announcements
+  are collected in the context and sent after commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from domain.events import Event
+from domain.identity import Actor, MembershipRole, RefreshToken, SignIn, User
+from domain.types import JSON, Interval, Origin, Point
+
+if TYPE_CHECKING:
+    from domain.bookings import Booking, Status
+    from domain.messaging import Conversation, Message
+    from domain.offers import Offer
+    from domain.providers import Provider, Service, Zone
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """The time of day."""
+
+    def now(self) -> datetime:
+        """Aware UTC."""
+
+
+class People(Protocol):
+    """Accounts, sign-ins and memberships."""
+
+    async def by_email(self, email: str) -> User | None: ...
+    async def user(self, user_id: str) -> User | None: ...
+    async def add_user(self, user: User) -> None:
+        """Raises ``EmailTaken`` when the address is registered already, even by a transaction that just won."""
+
+    async def add_organisation(self, organisation_id: str, name: str) -> None: ...
+    async def add_membership(self, organisation_id: str, user_id: str, role: MembershipRole) -> None: ...
+    async def actor(self, user_id: str, session_id: str) -> Actor | None:
+        """The person with all their hats, or ``None`` when the account or the sign-in has ended."""
+
+    async def save_password(self, user_id: str, password_hash: str) -> None: ...
+    async def add_sign_in(self, sign_in: SignIn) -> None: ...
+    async def lock_sign_in(self, session_id: str) -> SignIn | None: ...
+    async def sign_ins(self, user_id: str) -> Sequence[SignIn]:
+        """Those that have not ended, newest first."""
+
+    async def save_sign_in(self, sign_in: SignIn) -> None: ...
+    async def add_refresh_token(self, token: RefreshToken) -> None: ...
+    async def refresh_token(self, token_hash: str) -> RefreshToken | None: ...
+    async def save_refresh_token(self, token: RefreshToken) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A provider that may be asked, and what the choice needs to know."""
+
+    provider: Provider
+    jobs_today: int
+    already_asked: bool
+
+
+class Market(Protocol):
+    """Services, zones and providers."""
+
+    async def service(self, service_id: str) -> Service | None: ...
+    async def services(self) -> Sequence[Service]: ...
+    async def add_service(self, service: Service) -> None: ...
+    async def zone(self, zone_id: str) -> Zone | None: ...
+    async def zones(self) -> Sequence[Zone]: ...
+    async def add_zone(self, zone: Zone) -> None:
+        """Raises ``InvalidParams`` when the geometry is not a valid (Multi)Polygon."""
+
+    async def zone_at(self, place: Point) -> Zone | None:
+        """The smallest zone that covers the place; a boundary counts as inside."""
+
+    async def add_provider(self, provider: Provider, skills: Collection[str], zones: Collection[str]) -> None: ...
+    async def provider(self, provider_id: str) -> Provider | None: ...
+    async def lock_provider(self, provider_id: str) -> Provider | None: ...
+    async def providers(self) -> Sequence[Provider]: ...
+    async def save_provider(self, provider: Provider) -> None: ...
+    async def candidates(self, booking: Booking, during: Interval) -> Sequence[Candidate]:
+        """Verified, skilled, covering the zone, available, free in the slot, not having declined this booking.
+
+        Available is: ``online`` for work on demand; not ``offline`` by choice for scheduled work.
+        """
+
+    async def hold_socket(self, provider_id: str, node_id: str, until: datetime) -> None:
+        """This node holds a socket of the provider; the claim runs out unless renewed."""
+
+    async def release_socket(self, provider_id: str, node_id: str) -> None: ...
+    async def renew_sockets(self, node_id: str, until: datetime) -> None: ...
+    async def has_socket(self, provider_id: str, now: datetime) -> bool: ...
+    async def unreachable(self, now: datetime) -> Sequence[str]:
+        """Providers whose status is not offline although no node holds a socket of theirs and no linger timer runs."""
+
+
+class Bookings(Protocol):
+    """Bookings, and who declined them."""
+
+    async def add(self, booking: Booking) -> None: ...
+    async def get(self, booking_id: str) -> Booking | None: ...
+    async def lock(self, booking_id: str) -> Booking | None: ...
+    async def save(self, booking: Booking) -> None:
+        """One conditional write: succeeds only over the version before; raises ``Conflict`` otherwise."""
+
+    async def save_wave(self, booking: Booking) -> None:
+        """Notes how far dispatch is. Nobody outside sees it, so the version stays."""
+
+    async def of(self, actor: Actor, status: Status | None, before: str | None, limit: int) -> Sequence[Booking]:
+        """What this person may see, newest first."""
+
+    async def clashes(self, provider_id: str, during: Interval, *, on_demand: bool, except_id: str) -> bool:
+        """Whether the provider has a confirmed job in this time; for work on demand, also any job under way."""
+
+    async def under_way(self, provider_id: str) -> Sequence[Booking]: ...
+    async def committed(self, provider_id: str) -> Sequence[Booking]:
+        """Jobs under way and confirmed ones to come, oldest first, at most 100."""
+
+    async def waiting_in_reach_of(self, provider_id: str) -> Sequence[str]:
+        """Bookings awaiting assignment without a live offer that this provider has the skill and zone for."""
+
+    async def decline(self, booking_id: str, provider_id: str) -> None:
+        """This provider is not asked again for this booking."""
+
+
+class Offers(Protocol):
+    """Offers of bookings to providers."""
+
+    async def add_all(self, offers: Sequence[Offer]) -> None: ...
+    async def get(self, offer_id: str) -> Offer | None: ...
+    async def live_of_booking(self, booking_id: str) -> Sequence[Offer]: ...
+    async def live_of_providers(self, provider_ids: Collection[str], now: datetime) -> Sequence[Offer]: ...
+    async def close_all(self, offers: Sequence[Offer]) -> None:
+        """Writes the status, the time and the reason of offers that are live no longer."""
+
+    async def delivered(self, offer_ids: Collection[str], now: datetime) -> None:
+        """Marks those that are only ``sent``."""
+
+
+class Conversations(Protocol):
+    """Messages and read marks."""
+
+    async def open(self, conversation_id: str) -> None: ...
+    async def lock(self, conversation_id: str) -> Conversation | None: ...
+    async def get(self, conversation_id: str) -> Conversation | None: ...
+    async def append(self, message: Message) -> None:
+        """Adds the message and moves the conversation's last offset to it."""
+
+    async def page(self, conversation_id: str, before: int | None, limit: int) -> Sequence[Message]:
+        """Newest messages with ``offset < before``, oldest first."""
+
+    async def read_marks(self, conversation_id: str) -> Mapping[str, int]: ...
+    async def set_read_mark(self, conversation_id: str, user_id: str, offset: int) -> None: ...
+    async def unread(self, conversation_id: str, user_id: str) -> int:
+        """Messages by others past the person's read mark."""
+
+
+class Timers(Protocol):
+    """Things to do at a time, in the transaction, surviving restarts."""
+
+    async def set(self, name: str, due_at: datetime, kind: str, data: JSON) -> None:
+        """Sets or moves the timer of this name."""
+
+    async def cancel(self, name: str) -> None: ...
+    async def due(self, now: datetime, limit: int) -> Sequence[Timer]:
+        """Claims timers due at ``now``, oldest first, until the transaction ends; other workers skip them meanwhile."""
+
+    async def done(self, timer: Timer) -> None:
+        """Removes a claimed timer. One that its own handler has moved to another time stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """A timer that is set; ``attempts`` counts its failures so far."""
+
+    name: str
+    kind: str
+    due_at: datetime
+    data: JSON
+    attempts: int
+
+
+class UnitOfWork(Protocol):
+    """One transaction; see the module's rules."""
+
+    @property
+    def now(self) -> datetime:
+        """The instant of this transaction; one for all that happens in it."""
+
+    @property
+    def origin(self) -> Origin: ...
+    @property
+    def people(self) -> People: ...
+    @property
+    def market(self) -> Market: ...
+    @property
+    def bookings(self) -> Bookings: ...
+    @property
+    def offers(self) -> Offers: ...
+    @property
+    def conversations(self) -> Conversations: ...
+    @property
+    def timers(self) -> Timers: ...
+    @property
+    def keys(self) -> IdempotencyKeys: ...
+    def record(self, event: Event) -> None:
+        """The event reaches its subscribers if, and only if, this transaction commits."""
+
+
+class IdempotencyKeys(Protocol):
+    """Results of commands by the caller's key."""
+
+    async def once(
+        self, user_id: str, key: str, fingerprint: str, now: datetime, work: Callable[[], Awaitable[JSON]]
+    ) -> JSON:
+        """Does the work and keeps its result, or returns what an earlier attempt with this key has kept.
+
+        Raises:
+            KeyReused: the key was used with another fingerprint.
+            FixnadoError: what the work refuses; refusals are not kept, so a retry is judged anew.
+        """
+
+
+class Transactions(Protocol):
+    """Runs use cases in transactions."""
+
+    async def write(self, work: Callable[[UnitOfWork], Awaitable[T]], origin: Origin) -> T:
+        """Runs ``work`` and commits; runs it again, whole, when it lost to a deadlock or a duplicate key.
+
+        Raises:
+            Unavailable: the database is away, or collisions went on; at COMMIT the outcome is unknown, and a retry with
+                the same idempotency key finds out.
+        """
+
+    async def read(self, work: Callable[[UnitOfWork], Awaitable[T]]) -> T:
+        """Runs ``work`` in a read-only transaction."""
+
+
+class Passwords(Protocol):
+    """Hashes and checks passwords off the loop."""
+
+    async def hash(self, password: str) -> str: ...
+    async def verify(self, password_hash: str | None, password: str) -> bool:
+        """Does the same work when there is no hash to check against."""
+
+    def needs_rehash(self, password_hash: str) -> bool: ...
+
+
+class AccessTokens(Protocol):
+    """Makes short-lived access tokens."""
+
+    def issue(self, user_id: str, session_id: str, now: datetime) -> tuple[str, datetime]:
+        """The token and when it ends."""

@@ -1,0 +1,1 @@
+"""What must survive a restart: the schema, the repositories, the transaction and the event log."""

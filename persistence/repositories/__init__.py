@@ -1,0 +1,91 @@
+"""Entities to rows and back, one module per subject, all within one transaction.
+
+:class:`SqlUnitOfWork` is what use cases are given: the foundation's unit of work with a repository for each subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import cached_property
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.types import JSON, Origin
+from persistence.geometry import ZoneIndex
+from persistence.repositories.bookings import SqlBookings
+from persistence.repositories.conversations import SqlConversations
+from persistence.repositories.market import SqlMarket
+from persistence.repositories.offers import SqlOffers
+from persistence.repositories.people import SqlPeople
+from persistence.timers import SqlTimers
+from persistence.unit_of_work import UnitOfWork
+
+__all__ = ["SqlUnitOfWork", "Units"]
+
+
+class SqlUnitOfWork(UnitOfWork):
+    """One transaction with every repository; see :class:`domain.ports.UnitOfWork`."""
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        origin: Origin,
+        now: datetime,
+        zones: ZoneIndex,
+        on_timer: Callable[[datetime], None],
+    ) -> None:
+        super().__init__(connection, origin, now)
+        self._zones = zones
+        self._on_timer = on_timer
+
+    @cached_property
+    def timers(self) -> SqlTimers:
+        return _NotingTimers(self.connection, self._on_timer)
+
+    @cached_property
+    def people(self) -> SqlPeople:
+        return SqlPeople(self)
+
+    @cached_property
+    def market(self) -> SqlMarket:
+        return SqlMarket(self, self._zones)
+
+    @cached_property
+    def bookings(self) -> SqlBookings:
+        return SqlBookings(self)
+
+    @cached_property
+    def offers(self) -> SqlOffers:
+        return SqlOffers(self)
+
+    @cached_property
+    def conversations(self) -> SqlConversations:
+        return SqlConversations(self)
+
+
+class _NotingTimers(SqlTimers):
+    """Timers that tell this process's worker about those being set, so that it need not ask the database so often."""
+
+    def __init__(self, connection: AsyncConnection, on_timer: Callable[[datetime], None]) -> None:
+        super().__init__(connection)
+        self._on_timer = on_timer
+
+    async def set(self, name: str, due_at: datetime, kind: str, data: JSON) -> None:
+        await super().set(name, due_at, kind, data)
+        self._on_timer(due_at)
+
+
+class Units:
+    """Makes units of work that share what one process keeps.
+
+    Args:
+        on_timer: told of each timer that is set, before the commit; must return at once.
+    """
+
+    def __init__(self, zones: ZoneIndex, on_timer: Callable[[datetime], None] = lambda _: None) -> None:
+        self._zones = zones
+        self._on_timer = on_timer
+
+    def __call__(self, connection: AsyncConnection, origin: Origin, now: datetime) -> SqlUnitOfWork:
+        return SqlUnitOfWork(connection, origin, now, self._zones, self._on_timer)

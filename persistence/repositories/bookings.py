@@ -1,0 +1,190 @@
+"""Bookings, and who is not asked again for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, bindparam, exists, insert, literal, or_, select, update
+
+from domain.bookings import OCCUPYING, UNDER_WAY, Booking, Kind, Status
+from domain.errors import Conflict
+from domain.identity import Actor
+from domain.offers import LIVE
+from domain.types import Interval, Money, Point
+from persistence.repositories.audit import created, updated
+from persistence.repositories.market import clash
+from persistence.tables import booking_declines, bookings, offers, provider_skills, provider_zones
+from persistence.unit_of_work import UnitOfWork
+
+_GET = select(bookings).where(bookings.c.id == bindparam("booking"))
+_LOCK = _GET.with_for_update()
+_CLASH = {on_demand: select(clash(bindparam("provider"), on_demand=on_demand)) for on_demand in (True, False)}
+_UNDER_WAY = (
+    select(bookings)
+    .where(bookings.c.provider_id == bindparam("provider"), bookings.c.status.in_(sorted(UNDER_WAY)))
+    .order_by(bookings.c.id)
+)
+_COMMITTED = (
+    select(bookings)
+    .where(bookings.c.provider_id == bindparam("provider"), bookings.c.status.in_(sorted(OCCUPYING)))
+    .order_by(bookings.c.id)
+    .limit(100)
+)
+_MUTABLE = (
+    "status",
+    "version",
+    "provider_id",
+    "organisation_id",
+    "start",
+    "end",
+    "wave",
+    "dispatch_started_at",
+    "assigned_at",
+    "arrived_at",
+    "completed_at",
+)
+_SAVE = (
+    update(bookings)
+    .where(bookings.c.id == bindparam("booking"), bookings.c.version == bindparam("version_before"))
+    .values({column: bindparam(f"new_{column}") for column in (*_MUTABLE, "updated_at", "updated_by")})
+)
+_WAITING = (
+    select(bookings.c.id)
+    .join(provider_skills, provider_skills.c.service_id == bookings.c.service_id)
+    .join(provider_zones, provider_zones.c.zone_id == bookings.c.zone_id)
+    .where(
+        bookings.c.status == Status.AWAITING_ASSIGNMENT.value,
+        bookings.c.wave >= 0,
+        provider_skills.c.provider_id == bindparam("provider"),
+        provider_zones.c.provider_id == bindparam("provider"),
+        ~exists().where(offers.c.booking_id == bookings.c.id, offers.c.status.in_(sorted(LIVE))),
+        ~exists().where(
+            booking_declines.c.booking_id == bookings.c.id,
+            booking_declines.c.provider_id == bindparam("provider"),
+        ),
+    )
+    .order_by(bookings.c.id)
+    .limit(100)
+)
+
+
+class SqlBookings:
+    """See :class:`domain.ports.Bookings`."""
+
+    def __init__(self, unit: UnitOfWork) -> None:
+        self._unit = unit
+        self._connection = unit.connection
+
+    async def add(self, booking: Booking) -> None:
+        row = {
+            "id": booking.id,
+            "kind": booking.kind.value,
+            "service_id": booking.service_id,
+            "zone_id": booking.zone_id,
+            "customer_id": booking.customer_id,
+            "lat": booking.location.lat,
+            "lon": booking.location.lon,
+            "address": booking.address,
+            "notes": booking.notes,
+            "price_minor": booking.price.amount_minor,
+            "currency": booking.price.currency,
+        }
+        await self._connection.execute(insert(bookings), row | _mutable(booking) | created(self._unit))
+
+    async def get(self, booking_id: str) -> Booking | None:
+        row = (await self._connection.execute(_GET, {"booking": booking_id})).one_or_none()
+        return None if row is None else _booking(row)
+
+    async def lock(self, booking_id: str) -> Booking | None:
+        row = (await self._connection.execute(_LOCK, {"booking": booking_id})).one_or_none()
+        return None if row is None else _booking(row)
+
+    async def save(self, booking: Booking) -> None:
+        values = {f"new_{name}": value for name, value in (_mutable(booking) | updated(self._unit)).items()}
+        saved = await self._connection.execute(
+            _SAVE, values | {"booking": booking.id, "version_before": booking.version - 1}
+        )
+        if saved.rowcount != 1:
+            raise Conflict
+
+    async def save_wave(self, booking: Booking) -> None:
+        await self._connection.execute(update(bookings).where(bookings.c.id == booking.id).values(wave=booking.wave))
+
+    async def of(self, actor: Actor, status: Status | None, before: str | None, limit: int) -> Sequence[Booking]:
+        query = select(bookings).order_by(bookings.c.id.desc()).limit(limit)
+        if not actor.is_operations:
+            mine = [bookings.c.customer_id == actor.user_id]
+            if actor.provider_ids:
+                mine.append(bookings.c.provider_id.in_(sorted(actor.provider_ids)))
+            query = query.where(or_(*mine))
+        if status is not None:
+            query = query.where(bookings.c.status == status.value)
+        if before is not None:
+            query = query.where(bookings.c.id < literal(before))
+        return [_booking(row) for row in await self._connection.execute(query)]
+
+    async def clashes(self, provider_id: str, during: Interval, *, on_demand: bool, except_id: str) -> bool:
+        bound = {"provider": provider_id, "from_": during.start, "until": during.end, "except_": except_id}
+        return bool((await self._connection.execute(_CLASH[on_demand], bound)).scalar_one())
+
+    async def under_way(self, provider_id: str) -> Sequence[Booking]:
+        return [_booking(row) for row in await self._connection.execute(_UNDER_WAY, {"provider": provider_id})]
+
+    async def committed(self, provider_id: str) -> Sequence[Booking]:
+        return [_booking(row) for row in await self._connection.execute(_COMMITTED, {"provider": provider_id})]
+
+    async def waiting_in_reach_of(self, provider_id: str) -> Sequence[str]:
+        return list((await self._connection.execute(_WAITING, {"provider": provider_id})).scalars())
+
+    async def decline(self, booking_id: str, provider_id: str) -> None:
+        there = exists().where(
+            booking_declines.c.booking_id == booking_id, booking_declines.c.provider_id == provider_id
+        )
+        if not (await self._connection.execute(select(there))).scalar_one():
+            await self._connection.execute(
+                insert(booking_declines), {"booking_id": booking_id, "provider_id": provider_id}
+            )
+
+
+def _booking(row: Row[Any]) -> Booking:
+    return Booking(
+        id=row.id,
+        status=Status(row.status),
+        version=row.version,
+        kind=Kind(row.kind),
+        service_id=row.service_id,
+        zone_id=row.zone_id,
+        customer_id=row.customer_id,
+        location=Point(row.lat, row.lon),
+        address=row.address,
+        slot=None if row.start is None else Interval(row.start, row.end),
+        notes=row.notes,
+        price=Money(row.price_minor, row.currency),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        provider_id=row.provider_id,
+        organisation_id=row.organisation_id,
+        wave=row.wave,
+        dispatch_started_at=row.dispatch_started_at,
+        assigned_at=row.assigned_at,
+        arrived_at=row.arrived_at,
+        completed_at=row.completed_at,
+    )
+
+
+def _mutable(booking: Booking) -> dict[str, Any]:
+    slot = booking.slot
+    return {
+        "status": booking.status.value,
+        "version": booking.version,
+        "provider_id": booking.provider_id,
+        "organisation_id": booking.organisation_id,
+        "start": slot.start if slot else None,
+        "end": slot.end if slot else None,
+        "wave": booking.wave,
+        "dispatch_started_at": booking.dispatch_started_at,
+        "assigned_at": booking.assigned_at,
+        "arrived_at": booking.arrived_at,
+        "completed_at": booking.completed_at,
+    }

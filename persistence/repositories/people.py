@@ -1,0 +1,149 @@
+"""Accounts, sign-ins, refresh tokens and memberships."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from domain.errors import EmailTaken
+from domain.identity import Actor, Membership, MembershipRole, RefreshToken, Role, SignIn, User
+from persistence.driver_errors import Trouble, trouble_of
+from persistence.repositories.audit import created, updated
+from persistence.tables import memberships, organisations, providers, refresh_tokens, sessions, users
+from persistence.unit_of_work import UnitOfWork
+
+_ACTOR = (
+    select(
+        users.c.id,
+        users.c.name,
+        users.c.roles,
+        memberships.c.organisation_id,
+        memberships.c.role,
+        providers.c.id.label("provider_id"),
+    )
+    .select_from(
+        users.join(sessions, sessions.c.user_id == users.c.id)
+        .outerjoin(memberships, memberships.c.user_id == users.c.id)
+        .outerjoin(providers, providers.c.organisation_id == memberships.c.organisation_id)
+    )
+    .where(
+        users.c.id == bindparam("user"),
+        sessions.c.id == bindparam("session"),
+        users.c.disabled_at.is_(None),
+        sessions.c.revoked_at.is_(None),
+        sessions.c.expires_at > bindparam("now"),
+    )
+    .order_by(memberships.c.organisation_id)
+)
+
+
+class SqlPeople:
+    """See :class:`domain.ports.People`."""
+
+    def __init__(self, unit: UnitOfWork) -> None:
+        self._unit = unit
+        self._connection = unit.connection
+
+    async def by_email(self, email: str) -> User | None:
+        row = (await self._connection.execute(select(users).where(users.c.email == email.lower()))).one_or_none()
+        return None if row is None else _user(row)
+
+    async def user(self, user_id: str) -> User | None:
+        row = (await self._connection.execute(select(users).where(users.c.id == user_id))).one_or_none()
+        return None if row is None else _user(row)
+
+    async def add_user(self, user: User) -> None:
+        row = asdict(user) | {"email": user.email.lower(), "roles": sorted(user.roles)} | created(self._unit)
+        try:
+            await self._connection.execute(insert(users), row)
+        except IntegrityError as error:
+            if trouble_of(error) is Trouble.DUPLICATE:
+                raise EmailTaken from error
+            raise
+
+    async def add_organisation(self, organisation_id: str, name: str) -> None:
+        await self._connection.execute(
+            insert(organisations), {"id": organisation_id, "name": name} | created(self._unit)
+        )
+
+    async def add_membership(self, organisation_id: str, user_id: str, role: MembershipRole) -> None:
+        row = {"organisation_id": organisation_id, "user_id": user_id, "role": role.value}
+        await self._connection.execute(insert(memberships), row | created(self._unit))
+
+    async def actor(self, user_id: str, session_id: str) -> Actor | None:
+        bound = {"user": user_id, "session": session_id, "now": self._unit.now}
+        rows = (await self._connection.execute(_ACTOR, bound)).all()
+        if not rows:
+            return None
+        return Actor(
+            user_id=rows[0].id,
+            name=rows[0].name,
+            roles=frozenset(Role(role) for role in rows[0].roles),
+            memberships=tuple(
+                Membership(row.organisation_id, row.provider_id, MembershipRole(row.role))
+                for row in rows
+                if row.provider_id is not None
+            ),
+            session_id=session_id,
+        )
+
+    async def save_password(self, user_id: str, password_hash: str) -> None:
+        await self._connection.execute(
+            update(users).where(users.c.id == user_id).values(password_hash=password_hash, **updated(self._unit))
+        )
+
+    async def add_sign_in(self, sign_in: SignIn) -> None:
+        await self._connection.execute(insert(sessions), asdict(sign_in))
+
+    async def lock_sign_in(self, session_id: str) -> SignIn | None:
+        query = select(sessions).where(sessions.c.id == session_id).with_for_update()
+        row = (await self._connection.execute(query)).mappings().one_or_none()
+        return None if row is None else SignIn(**row)
+
+    async def sign_ins(self, user_id: str) -> Sequence[SignIn]:
+        rows = await self._connection.execute(
+            select(sessions)
+            .where(
+                sessions.c.user_id == user_id,
+                sessions.c.revoked_at.is_(None),
+                sessions.c.expires_at > self._unit.now,
+            )
+            .order_by(sessions.c.created_at.desc())
+        )
+        return [SignIn(**row) for row in rows.mappings()]
+
+    async def save_sign_in(self, sign_in: SignIn) -> None:
+        values = {
+            "last_used_at": sign_in.last_used_at,
+            "revoked_at": sign_in.revoked_at,
+            "revoked_reason": sign_in.revoked_reason,
+        }
+        await self._connection.execute(update(sessions).where(sessions.c.id == sign_in.id).values(values))
+
+    async def add_refresh_token(self, token: RefreshToken) -> None:
+        await self._connection.execute(insert(refresh_tokens), asdict(token))
+
+    async def refresh_token(self, token_hash: str) -> RefreshToken | None:
+        query = select(refresh_tokens).where(refresh_tokens.c.token_hash == token_hash)
+        row = (await self._connection.execute(query)).mappings().one_or_none()
+        return None if row is None else RefreshToken(**row)
+
+    async def save_refresh_token(self, token: RefreshToken) -> None:
+        await self._connection.execute(
+            update(refresh_tokens).where(refresh_tokens.c.token_hash == token.token_hash).values(asdict(token))
+        )
+
+
+def _user(row: Row[Any]) -> User:
+    return User(
+        id=row.id,
+        email=row.email,
+        name=row.name,
+        password_hash=row.password_hash,
+        roles=frozenset(Role(role) for role in row.roles),
+        disabled_at=row.disabled_at,
+    )

@@ -1,0 +1,424 @@
+"""The schema on one page, as SQLAlchemy Core tables that SQLite and MySQL/MariaDB both take.
+
+Conventions: ids are ULIDs in ``CHAR(26)``-sized strings; times are UTC (:class:`UtcDateTime`); money is integer minor
+    units beside its ISO 4217 currency; JSON documents are stored as text that orjson wrote. ``version`` rises by one
+    on each change. Migrations in ``persistence/migrations`` must reproduce this page; a test compares them.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.mysql import DATETIME, LONGBLOB, LONGTEXT
+from sqlalchemy.types import DateTime
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+}
+metadata = MetaData(naming_convention=NAMING)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC instant with microseconds; naive values are refused on the way in, made aware on the way out."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        if dialect.name in {"mysql", "mariadb"}:
+            return dialect.type_descriptor(DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a naive time cannot be stored; pass aware UTC")
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class JsonText(TypeDecorator[Any]):
+    """A JSON document as text written by orjson: the same on both databases, and no slower than it must be."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        if dialect.name in {"mysql", "mariadb"}:
+            return dialect.type_descriptor(LONGTEXT())
+        return dialect.type_descriptor(Text())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else orjson.dumps(value).decode()
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return None if value is None else orjson.loads(value)
+
+
+Id = String(64)
+Name = String(200)
+Code = String(32)
+Frame = LargeBinary().with_variant(LONGBLOB(), "mysql", "mariadb")
+BigKey = BigInteger().with_variant(Integer(), "sqlite")
+"""SQLite auto-increments only a column declared INTEGER."""
+
+
+def _audit() -> tuple[Column[Any], ...]:
+    """Who made a business row and who changed it last; ids of users, or ``system``."""
+    return (
+        Column("created_at", UtcDateTime, nullable=False),
+        Column("created_by", Id, nullable=False),
+        Column("updated_at", UtcDateTime, nullable=False),
+        Column("updated_by", Id, nullable=False),
+    )
+
+
+# --- people and trust -------------------------------------------------------------------------------------------------
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("email", String(254), nullable=False),
+    Column("name", Name, nullable=False),
+    Column("password_hash", String(255), nullable=False),
+    Column("roles", JsonText, nullable=False),
+    Column("disabled_at", UtcDateTime),
+    *_audit(),
+    UniqueConstraint("email"),
+)
+
+organisations = Table(
+    "organisations",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", Name, nullable=False),
+    *_audit(),
+)
+
+memberships = Table(
+    "memberships",
+    metadata,
+    Column("organisation_id", Id, ForeignKey("organisations.id"), primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), primary_key=True, index=True),
+    Column("role", Code, nullable=False),
+    *_audit(),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False, index=True),
+    Column("device", JsonText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("last_used_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),  # absolute: rotation never moves it
+    Column("revoked_at", UtcDateTime),
+    Column("revoked_reason", Code),
+)
+
+refresh_tokens = Table(
+    "refresh_tokens",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("session_id", Id, ForeignKey("sessions.id"), nullable=False, index=True),
+    Column("issued_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("used_at", UtcDateTime),
+    Column("successor_nonce", String(64)),  # with the old token (never stored) it yields the successor again
+    Column("successor_hash", String(64)),
+)
+
+signing_keys = Table(
+    "signing_keys",
+    metadata,
+    Column("kid", Id, primary_key=True),
+    Column("private_pem", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("retires_at", UtcDateTime),  # verifies until then, signs no longer
+)
+
+# --- marketplace ------------------------------------------------------------------------------------------------------
+
+services = Table(
+    "services",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", Name, nullable=False),
+    Column("price_minor", Integer, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("duration_minutes", Integer, nullable=False),
+    *_audit(),
+)
+
+zones = Table(
+    "zones",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", Name, nullable=False),
+    Column("geometry", JsonText, nullable=False),  # GeoJSON Polygon or MultiPolygon
+    Column("area_m2", Double, nullable=False),
+    Column("strategy", Code, nullable=False),
+    Column("priority", Double, nullable=False),
+    *_audit(),
+)
+
+providers = Table(
+    "providers",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("organisation_id", Id, ForeignKey("organisations.id"), nullable=False, unique=True),
+    Column("name", Name, nullable=False),
+    Column("verified", Boolean, nullable=False),
+    Column("rating", Double, nullable=False),
+    Column("offers_answered", Integer, nullable=False),
+    Column("offers_accepted", Integer, nullable=False),
+    Column("jobs_taken", Integer, nullable=False),
+    Column("jobs_completed", Integer, nullable=False),
+    Column("max_daily_jobs", Integer, nullable=False),
+    Column("chosen_status", Code, nullable=False),
+    Column("status", Code, nullable=False, index=True),
+    Column("misses_in_a_row", Integer, nullable=False),
+    Column("idle_since", UtcDateTime, nullable=False),
+    Column("lat", Double),
+    Column("lon", Double),
+    Column("fix_at", UtcDateTime),
+    Column("version", Integer, nullable=False),
+    *_audit(),
+)
+
+provider_skills = Table(
+    "provider_skills",
+    metadata,
+    Column("provider_id", Id, ForeignKey("providers.id"), primary_key=True),
+    Column("service_id", Id, ForeignKey("services.id"), primary_key=True, index=True),
+)
+
+provider_zones = Table(
+    "provider_zones",
+    metadata,
+    Column("provider_id", Id, ForeignKey("providers.id"), primary_key=True),
+    Column("zone_id", Id, ForeignKey("zones.id"), primary_key=True, index=True),
+)
+
+provider_sockets = Table(  # which nodes hold sockets of a provider; a node that died stops renewing
+    "provider_sockets",
+    metadata,
+    Column("provider_id", Id, primary_key=True),
+    Column("node_id", Id, primary_key=True, index=True),
+    Column("expires_at", UtcDateTime, nullable=False),
+)
+
+bookings = Table(
+    "bookings",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("status", Code, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("kind", Code, nullable=False),
+    Column("service_id", Id, ForeignKey("services.id"), nullable=False),
+    Column("zone_id", Id, ForeignKey("zones.id"), nullable=False),
+    Column("customer_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("provider_id", Id, ForeignKey("providers.id")),
+    Column("organisation_id", Id),
+    Column("lat", Double, nullable=False),
+    Column("lon", Double, nullable=False),
+    Column("address", String(500)),
+    Column("start", UtcDateTime),
+    Column("end", UtcDateTime),
+    Column("notes", Text),
+    Column("price_minor", Integer, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("wave", Integer, nullable=False),
+    Column("dispatch_started_at", UtcDateTime),
+    Column("assigned_at", UtcDateTime),
+    Column("arrived_at", UtcDateTime),
+    Column("completed_at", UtcDateTime),
+    *_audit(),
+    Index(None, "customer_id", "id"),
+    Index(None, "provider_id", "status"),
+    Index(None, "status", "id"),
+)
+
+booking_declines = Table(  # who must not be asked again for a booking: declined, or withdrew from it
+    "booking_declines",
+    metadata,
+    Column("booking_id", Id, ForeignKey("bookings.id"), primary_key=True),
+    Column("provider_id", Id, ForeignKey("providers.id"), primary_key=True),
+)
+
+offers = Table(
+    "offers",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("booking_id", Id, ForeignKey("bookings.id"), nullable=False),
+    Column("provider_id", Id, ForeignKey("providers.id"), nullable=False),
+    Column("wave", Integer, nullable=False),
+    Column("status", Code, nullable=False),
+    Column("rank", Double, nullable=False),
+    Column("rank_parts", JsonText, nullable=False),
+    Column("eta_seconds", Integer),
+    Column("payout_minor", Integer, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("sent_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("delivered_at", UtcDateTime),
+    Column("closed_at", UtcDateTime),
+    Column("reason", String(200)),
+    *_audit(),
+    Index(None, "booking_id", "status"),
+    Index(None, "provider_id", "status"),
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("conversation_id", Id, primary_key=True),
+    Column("offset", Integer, primary_key=True, autoincrement=False),
+    Column("id", Id, nullable=False, unique=True),
+    Column("sender_id", Id, nullable=False),
+    Column("sender_name", Name, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("sent_at", UtcDateTime, nullable=False),
+)
+
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("id", Id, primary_key=True),  # the booking's id: one conversation per booking
+    Column("last_offset", Integer, nullable=False),
+    *_audit(),
+)
+
+read_marks = Table(
+    "read_marks",
+    metadata,
+    Column("conversation_id", Id, primary_key=True),
+    Column("user_id", Id, primary_key=True),
+    Column("read_offset", Integer, nullable=False),
+)
+
+# --- commands, timers, events -----------------------------------------------------------------------------------------
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("user_id", Id, primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),  # SHA-256 of method and canonical params
+    Column("result", JsonText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False, index=True),
+)
+
+timers = Table(
+    "timers",
+    metadata,
+    Column("name", String(160), primary_key=True),
+    Column("kind", Code, nullable=False),
+    Column("due_at", UtcDateTime, nullable=False, index=True),
+    Column("data", JsonText, nullable=False),
+    Column("attempts", Integer, nullable=False),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=True),
+    Column("partition", Integer, nullable=False, index=True),
+    Column("event_id", Id, nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("source", String(160), nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("event_class", Code, nullable=False),
+    Column("key", String(160)),
+    Column("audience", JsonText, nullable=False),
+    Column("data", JsonText, nullable=False),
+    Column("correlation_id", String(64), nullable=False),
+    Column("traceparent", String(64)),
+    sqlite_autoincrement=True,  # ids of deleted rows are never given again, so order by id stays commit order
+)
+
+outbox_parked = Table(  # poison rows: what no channel could take, kept with the reason for an operator
+    "outbox_parked",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=False),
+    Column("row", JsonText, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("parked_at", UtcDateTime, nullable=False),
+)
+
+channel_heads = Table(
+    "channel_heads",
+    metadata,
+    Column("channel", String(160), primary_key=True),
+    Column("epoch", String(16), nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("floor", BigInteger, nullable=False),  # entries up to and including this offset were pruned
+)
+
+log = Table(
+    "log",
+    metadata,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("channel", String(160), nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("event_class", Code, nullable=False),
+    Column("key", String(160)),
+    Column("frame", Frame, nullable=False),
+    Column("written_at", UtcDateTime, nullable=False, index=True),
+    UniqueConstraint("channel", "offset"),
+)
+
+log_seed = Table(  # one row, random, made once: a channel's epoch is derived from it
+    "log_seed",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("seed", String(32), nullable=False),
+)
+
+log_cursors = Table(  # the newest sequence of each partition; locked by its sequencer while it writes
+    "log_cursors",
+    metadata,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("fence", BigInteger, nullable=False),  # newest lease token seen: an older sequencer is refused
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", Id, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+)
+
+for _table in metadata.tables.values():
+    # Whatever the server's defaults: ids, keys and channel names tell upper from lower case, as SQLite does by itself.
+    _table.dialect_kwargs.update(mysql_engine="InnoDB", mysql_charset="utf8mb4", mysql_collate="utf8mb4_bin")

@@ -1,0 +1,5 @@
+"""``python -m server`` is ``fixnado``."""
+
+from server.cli import main
+
+main()

@@ -1,0 +1,204 @@
+"""The command line: ``fixnado serve``, ``demo``, ``migrate``, ``user add``, ``watch``, ``settings``, ``specs``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from functools import partial
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from domain.accounts import Email
+from domain.errors import FixnadoError, Unavailable
+from domain.identity import Role
+from domain.types import Origin
+from persistence.migrate import upgrade
+from server import demo as demo_market
+from server import serving, specs
+from server.app import Application, database_options
+from server.robot import RobotError
+from server.settings import Settings, SettingsError
+from server.simulator import firms_for, simulate
+from server.watch import watch as watch_feed
+
+cli = typer.Typer(
+    name="fixnado",
+    help="Real-time server of a home-services marketplace.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+users = typer.Typer(help="Accounts.", no_args_is_help=True)
+cli.add_typer(users, name="user")
+console = Console()
+errors = Console(stderr=True)
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
+Port = Annotated[int | None, typer.Option(help="TCP port; 0 takes a free one.")]
+Workers = Annotated[int | None, typer.Option(help="Processes; more than one needs Redis.")]
+
+NEW_USER_PASSWORD = "FIXNADO_NEW_USER_PASSWORD"  # noqa: S105 — the name of a variable
+WATCH_PASSWORD = "FIXNADO_WATCH_PASSWORD"  # noqa: S105 — as above
+"""Options of commands rather than settings of the server."""
+
+DATABASE_AWAY = "the database does not answer; FIXNADO_DATABASE_URL says where it is looked for"
+
+
+def main() -> None:
+    """Entry point: whatever goes wrong is one line for a person, never a traceback."""
+    try:
+        cli()
+    except (SettingsError, serving.CannotServe, RobotError) as error:
+        _fail(str(error))
+    except Unavailable as error:
+        # The general message is for clients of the API; at the command line it is the operator who reads.
+        _fail(error.message if error.message != Unavailable.default_message else DATABASE_AWAY)
+    except FixnadoError as error:
+        _fail(error.message)
+    except OSError as error:
+        _fail(f"{error.filename or 'the system says'}: {error.strerror or error}")
+
+
+def _fail(line: str) -> NoReturn:
+    errors.print(f"fixnado: {line}", style="red", highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
+def _settings(**overrides: Any) -> Settings:
+    environ = {name: value for name, value in os.environ.items() if name not in {NEW_USER_PASSWORD, WATCH_PASSWORD}}
+    return Settings.load(environ, overrides=overrides)
+
+
+@cli.command()
+def serve(host: Host = None, port: Port = None, workers: Workers = None) -> None:
+    """Serve."""
+    serving.run(_settings(host=host, port=port, workers=workers))
+
+
+@cli.command()
+def demo(
+    host: Host = None,
+    port: Port = None,
+    workers: Workers = None,
+    traffic: Annotated[float, typer.Option(help="Simulated bookings a minute.", min=0, max=6000)] = 0,
+) -> None:
+    """Serve with a small marketplace to try: accounts, a zone, and traffic if you like."""
+
+    async def prepare(app: Application, address: str) -> None:
+        await demo_market.seed(app)
+        _welcome(address, traffic)
+        if traffic:
+            crowd = await demo_market.seed_crowd(app, firms_for(traffic))
+            app.workers.start("traffic", partial(simulate, address, crowd, traffic))
+
+    serving.run(_settings(host=host, port=port, workers=workers), prepare, migrate=True)
+
+
+def _welcome(address: str, traffic: float) -> None:
+    accounts = Table.grid(padding=(0, 2))
+    for email, what in (
+        (demo_market.CUSTOMER, "books jobs"),
+        *((email, "gets offers") for email in demo_market.PROVIDERS),
+        (demo_market.ADMIN, "watches everything"),
+    ):
+        accounts.add_row(f"[bold]{email}[/]", what)
+    body = Table.grid(padding=(1, 0))
+    body.add_row(f"Open [bold cyan]{address}/[/] — three people side by side, each on a live socket.")
+    body.add_row(accounts)
+    body.add_row(f"Password of all of them: [bold]{demo_market.PASSWORD}[/]")
+    body.add_row(
+        f"Traffic: {traffic:g} bookings a minute." if traffic else "For a lively feed: fixnado demo --traffic 20"
+    )
+    body.add_row("[dim]Ctrl+C stops. Live feed in another terminal: fixnado watch[/]")
+    console.print(Panel(body, title="Fixnado Realtime", expand=False, border_style="cyan"))
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the database schema up to date."""
+    settings = _settings()
+    applied: list[str] = []
+
+    def progress(step: str) -> None:
+        applied.append(step)
+        console.print(f"  applied {step}", highlight=False)
+
+    with console.status("Migrating …"):
+        asyncio.run(upgrade(settings.database_url, database_options(settings), progress))
+    console.print(f"Done: {len(applied)} applied." if applied else "The schema is up to date.")
+
+
+@users.command("add")
+def add_user(
+    email: str,
+    role: Annotated[Role, typer.Option(help="What the account is for.")],
+    name: Annotated[str | None, typer.Option(help="Shown to others; the e-mail's first part by default.")] = None,
+    password: Annotated[
+        str, typer.Option(prompt=True, hide_input=True, confirmation_prompt=True, envvar=NEW_USER_PASSWORD)
+    ] = "",
+) -> None:
+    """Open an account. The password is asked for, or taken from FIXNADO_NEW_USER_PASSWORD."""
+    try:
+        address = TypeAdapter[str](Email).validate_python(email)
+    except ValidationError:
+        _fail(f"{email} is no e-mail address")
+    if not 12 <= len(password) <= 128:
+        _fail("a password has 12 to 128 characters")
+
+    async def add() -> str:
+        app = Application(_settings())
+        try:
+            await app.checks()["schema"]()
+            made = await app.accounts.add(
+                address, password, name or address.partition("@")[0], frozenset({role}), Origin("cli")
+            )
+            return str(made["user"]["id"])
+        finally:
+            await app.database.close()
+            app.passwords.close()
+
+    console.print(f"Added {address} as {role.value}: {asyncio.run(add())}", highlight=False)
+
+
+@cli.command()
+def watch(
+    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    email: Annotated[str, typer.Option(help="An operations or admin account.")] = demo_market.ADMIN,
+    password: Annotated[str, typer.Option(envvar=WATCH_PASSWORD)] = demo_market.PASSWORD,
+    events: Annotated[int | None, typer.Option(help="Stop after so many events.")] = None,
+) -> None:
+    """The live booking feed in this terminal."""
+    try:
+        asyncio.run(watch_feed(url.rstrip("/"), email, password, console, events))
+    except KeyboardInterrupt:
+        return
+
+
+@cli.command()
+def settings() -> None:
+    """Every setting: name, unit, default, meaning."""
+    table = Table("name", "unit", "default", "meaning", header_style="bold")
+    for row in Settings.describe():
+        table.add_row(row.name, row.unit, row.default, row.meaning)
+    console.print(table)
+
+
+@cli.command("specs")
+def write_specs(
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the files are stale.")] = False,
+) -> None:
+    """Write openapi/ and asyncapi/ from the catalogue."""
+    if check:
+        old = specs.stale()
+        if old:
+            _fail(f"stale: {', '.join(str(file.relative_to(specs.ROOT)) for file in old)}; run `make specs`")
+        console.print("The specifications are current.")
+        return
+    for file in specs.write():
+        console.print(f"wrote {file.relative_to(specs.ROOT)}", highlight=False)

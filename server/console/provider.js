@@ -1,0 +1,340 @@
+import { EntityStore } from '/client/index.js';
+import { createBookingCard } from './booking-card.js';
+import { h, icon, setText, show } from './dom.js';
+import { startDrive } from './drive.js';
+import { createOfferCard } from './offer-card.js';
+import { isActive, nameOf, PRESENCE, problem, reasonText } from './words.js';
+
+/** Steps a provider can take from each status: the first is the usual one. @type {Record<string, { to: string, label: string }[]>} */
+const NEXT = {
+  assigned: [{ to: 'en_route', label: 'Set out' }],
+  scheduled: [{ to: 'en_route', label: 'Set out' }],
+  en_route: [{ to: 'arrived', label: 'I have arrived' }],
+  arrived: [{ to: 'in_progress', label: 'Start work' }],
+  in_progress: [
+    { to: 'completed', label: 'Complete job' },
+    { to: 'paused', label: 'Pause' },
+  ],
+  paused: [{ to: 'in_progress', label: 'Resume work' }],
+};
+
+/**
+ * What a provider works with: presence, offers that pop up, and the jobs taken.
+ *
+ * @param {import('./pane.js').Person} person
+ * @returns {import('./pane.js').View}
+ */
+export function providerView(person) {
+  const { client } = person;
+  /** @type {EntityStore<any>} */
+  const jobs = new EntityStore();
+  /** @type {Map<string, { card: ReturnType<typeof createBookingCard>, dispose: () => void, render: () => void }>} */
+  const cards = new Map();
+  /** @type {Map<string, ReturnType<typeof createOfferCard>>} */
+  const offers = new Map();
+  /** @type {any[]} */
+  let services = [];
+  /** @type {{ id: string, name: string, status: string, location?: { lat: number, lon: number } | null } | null} */
+  let provider = null;
+
+  const presence = presenceSwitch(client);
+  const offerList = h('div', { class: 'stack', 'data-testid': 'provider-offers' });
+  const noOffers = h('p', { class: 'empty' });
+  const offerNote = h('p', { class: 'note', 'data-testid': 'offer-note', role: 'status', hidden: true });
+  const alert = h('p', { class: 'visually-hidden', role: 'alert', 'data-testid': 'offer-alert' });
+  const jobList = h('div', { class: 'stack', 'data-testid': 'provider-jobs' });
+  const noJobs = h('p', { class: 'empty' }, 'No job yet. One you accept is worked from here.');
+  const past = h('div', { class: 'stack' });
+  const pastTitle = h('summary', {}, 'Earlier jobs');
+  const pastBox = h('details', { class: 'more', hidden: true }, pastTitle, past);
+  const error = h('p', { class: 'error', role: 'alert', hidden: true });
+  const element = h(
+    'div',
+    { class: 'stack' },
+    presence.element,
+    h('section', { class: 'stack', 'aria-label': 'Offers' }, h('h3', { class: 'section-title' }, 'Offers'), alert, offerNote, noOffers, offerList),
+    h('section', { class: 'stack', 'aria-label': 'Jobs' }, h('h3', { class: 'section-title' }, 'Jobs'), error, noJobs, jobList, pastBox),
+  );
+  const serviceName = (id) => nameOf(services, id);
+  let noteTimer = null;
+
+  function renderEmpty() {
+    const status = provider?.status ?? 'offline';
+    const waiting = {
+      online: 'You are online. A job appears here the moment it is dispatched.',
+      busy: 'You are on a job. New offers come when it is done.',
+      away: 'You are away and get no offers. Switch on “Taking jobs” to be asked.',
+      offline: 'You are offline and get no offers.',
+    };
+    setText(noOffers, waiting[status] ?? '');
+    show(noOffers, offers.size === 0);
+    noOffers.classList.toggle('slim', jobs.values().some(isActive));
+    show(noJobs, jobList.children.length === 0);
+    show(pastBox, past.children.length > 0);
+    setText(pastTitle, `Earlier jobs (${past.children.length})`);
+  }
+
+  function note(text, tone = 'off') {
+    clearTimeout(noteTimer);
+    setText(offerNote, text);
+    offerNote.dataset.tone = tone;
+    show(offerNote, true);
+    noteTimer = setTimeout(() => show(offerNote, false), 10_000);
+  }
+
+  // --- offers
+
+  function addOffer(offer, recovered = false) {
+    if (offers.has(offer.id) || Date.parse(offer.expires_at) <= client.serverNow()) return;
+    const card = createOfferCard({
+      offer,
+      client,
+      serviceName,
+      recovered,
+      onaccepted: (booking) => {
+        removeOffer(offer.id);
+        jobs.put(booking);
+        note('The job is yours.', 'done');
+      },
+      onclosed: (text) => {
+        removeOffer(offer.id);
+        note(text);
+      },
+    });
+    offers.set(offer.id, card);
+    offerList.prepend(card.element);
+    setText(alert, `New offer: ${serviceName(offer.booking.service_id)}. ${card.summary}`);
+    renderEmpty();
+  }
+
+  function removeOffer(id) {
+    const card = offers.get(id);
+    if (!card) return false;
+    card.dispose();
+    offers.delete(id);
+    renderEmpty();
+    return true;
+  }
+
+  // --- jobs
+
+  const isMine = (booking) => booking.provider_id === provider?.id;
+
+  /** Jobs that operations gave or took are not told on the provider's own channel; a change of status hints at them. */
+  async function reload() {
+    const before = jobs.values().filter(isActive);
+    try {
+      const { bookings } = await client.call('booking.list', { limit: 50 });
+      // Oldest first, since each newer one goes on top.
+      for (const booking of bookings.toReversed()) jobs.put(booking);
+      const listed = new Set(bookings.map(({ id }) => id));
+      for (const { id } of before) if (!listed.has(id) && jobs.remove(id)) note('A job was taken off you.');
+      show(error, false);
+    } catch (failure) {
+      if (failure.type === 'stopped') return;
+      setText(error, problem(failure));
+      show(error, true);
+    }
+  }
+
+  function removeJob(id) {
+    cards.get(id)?.dispose();
+    cards.delete(id);
+    renderEmpty();
+  }
+
+  function takeNews(booking) {
+    if (isMine(booking)) jobs.put(booking);
+    else if (jobs.remove(booking.id)) note('A job was taken off you.');
+  }
+
+  jobs.on('remove', removeJob);
+  jobs.on('change', (booking) => {
+    const known = cards.get(booking.id);
+    if (known) {
+      known.card.update(booking);
+      known.render();
+    } else {
+      const job = createJob(booking);
+      cards.set(booking.id, job);
+      (isActive(booking) ? jobList : past).prepend(job.card.element);
+    }
+    renderEmpty();
+  });
+
+  function createJob(booking) {
+    const steps = h('div', { class: 'steps' });
+    const driving = h('p', { class: 'hint', role: 'status', hidden: true });
+    const card = createBookingCard({
+      booking,
+      person,
+      serviceName,
+      actions: h('div', { class: 'stack tight' }, steps, driving),
+      onbooking: takeNews,
+      onlost: () => jobs.remove(booking.id),
+    });
+    /** @type {ReturnType<typeof startDrive> | null} */
+    let drive = null;
+
+    const transition = (to) => () =>
+      card.attempt(() =>
+        client.call('booking.transition', { booking_id: booking.id, to, version: card.booking.version }),
+      );
+
+    function toggleDrive() {
+      if (drive) stopDrive();
+      else {
+        drive = startDrive({
+          client,
+          from: provider?.location ?? null,
+          to: card.booking.location,
+          ontick: (text) => setText(driving, text),
+          onend: stopDrive,
+        });
+        show(driving, true);
+      }
+      render();
+    }
+
+    function stopDrive() {
+      drive?.stop();
+      drive = null;
+      show(driving, false);
+      render();
+    }
+
+    function render() {
+      const { status } = card.booking;
+      if (drive && status !== 'en_route') return stopDrive();
+      const focused = /** @type {HTMLElement | null} */ (steps.contains(document.activeElement) ? document.activeElement : null);
+      const buttons = (NEXT[status] ?? []).map(({ to, label }, index) =>
+        h(
+          'button',
+          {
+            type: 'button',
+            class: index === 0 ? 'button primary' : 'button',
+            'data-testid': 'provider-step',
+            'data-to': to,
+            onclick: transition(to),
+          },
+          label,
+        ),
+      );
+      if (status === 'en_route') {
+        buttons.push(
+          h(
+            'button',
+            { type: 'button', class: 'button', 'data-testid': 'provider-drive', 'aria-pressed': String(Boolean(drive)), onclick: toggleDrive },
+            icon('car'),
+            h('span', {}, drive ? 'Stop driving' : 'Simulate the drive'),
+          ),
+        );
+      }
+      steps.replaceChildren(...buttons);
+      show(steps, buttons.length > 0);
+      // The step just taken gave way to the next one: keyboards go on from there.
+      if (focused) buttons[0]?.focus();
+    }
+
+    render();
+    return {
+      card,
+      render,
+      dispose() {
+        drive?.stop();
+        card.dispose();
+      },
+    };
+  }
+
+  // --- what is heard
+
+  function listenTo(channel) {
+    if (!channel.name.startsWith('provider:')) return;
+    channel.on('snapshot', ({ state }) => {
+      if (!state) return;
+      provider = state.provider;
+      presence.render(provider?.status ?? 'offline');
+      for (const id of [...offers.keys()]) if (!state.offers.some((offer) => offer.id === id)) removeOffer(id);
+      for (const offer of state.offers) addOffer(offer);
+      for (const booking of state.bookings) jobs.put(booking);
+      renderEmpty();
+      void reload();
+    });
+    channel.on('offer.made', ({ data, recovered }) => addOffer(data.offer, recovered));
+    channel.on('offer.withdrawn', ({ data }) => {
+      if (removeOffer(data.offer_id)) note(`An offer was withdrawn: ${reasonText(data.reason)}.`);
+    });
+    channel.on('offer.expired', ({ data }) => {
+      if (removeOffer(data.offer_id)) note('An offer ran out without an answer.');
+    });
+    channel.on('offer.declined', ({ data }) => removeOffer(data.offer_id));
+    channel.on('offer.accepted', ({ data }) => removeOffer(data.offer_id));
+    channel.on('availability.changed', ({ data }) => {
+      if (provider) provider.status = data.status;
+      presence.render(data.status);
+      renderEmpty();
+      void reload();
+    });
+  }
+  client.on('channel', listenTo);
+
+  client
+    .call('service.list')
+    .then((answer) => {
+      services = answer.services;
+      for (const { card } of cards.values()) card.update(card.booking);
+    })
+    .catch(() => undefined);
+  renderEmpty();
+
+  return {
+    element,
+    dispose() {
+      clearTimeout(noteTimer);
+      for (const card of offers.values()) card.dispose();
+      for (const job of cards.values()) job.dispose();
+    },
+  };
+}
+
+/** @param {import('/client/index.js').RealtimeClient} client */
+function presenceSwitch(client) {
+  const status = h('span', { class: 'pill', 'data-testid': 'provider-status' });
+  const toggle = h('input', { type: 'checkbox', role: 'switch', 'data-testid': 'provider-presence', onchange: choose });
+  const error = h('p', { class: 'error', role: 'alert', hidden: true });
+  const element = h(
+    'div',
+    { class: 'card presence' },
+    h('label', { class: 'switch' }, toggle, h('span', { class: 'track', 'aria-hidden': 'true' }), h('span', {}, 'Taking jobs')),
+    status,
+    error,
+  );
+  let shown = 'offline';
+  let toggled = false;
+
+  function render(now) {
+    shown = now;
+    const { label, tone } = PRESENCE[now] ?? PRESENCE.offline;
+    setText(status, label);
+    status.dataset.tone = tone;
+    // Busy follows from a job; whoever has one was taking jobs, until they choose otherwise.
+    if (now !== 'busy' || !toggled) toggle.checked = now === 'online' || now === 'busy';
+  }
+
+  async function choose() {
+    toggled = true;
+    show(error, false);
+    try {
+      const result = await client.call('presence.set', { status: toggle.checked ? 'online' : 'away' });
+      render(result.status);
+    } catch (failure) {
+      render(shown);
+      setText(error, problem(failure));
+      show(error, true);
+    }
+  }
+
+  render('offline');
+  return { element, render };
+}

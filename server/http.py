@@ -1,0 +1,350 @@
+"""The small REST surface: login, health, specifications, and every command of the catalogue.
+
+Errors are problem documents (RFC 9457) whose ``type`` is the same code as on the socket. Every answer carries
+``X-Correlation-ID``, and so does every log line, event and error that follows from the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from channels.ports import Doorman
+from domain.accounts import Accounts
+from domain.commands import Desk, validated
+from domain.errors import FixnadoError, InvalidParams, NotAuthenticated
+from domain.identity import Actor
+from domain.types import JSON, Origin
+from server.operations import OPERATIONS, Call, Operation
+from server.telemetry import (
+    METRICS_CONTENT_TYPE,
+    Metrics,
+    correlated,
+    logger,
+    sane_correlation_id,
+    sane_traceparent,
+)
+from server.tokens import Tokens
+
+log = logger(__name__)
+
+CONSOLE = Path(__file__).parent / "console"
+_CHECKOUT = Path(__file__).parent.parent / "clients" / "javascript" / "src"
+CLIENT = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "client"
+"""The JavaScript client: beside the packages in a checkout, inside this one when installed."""
+
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+)
+
+Check = Callable[[], Awaitable[None]]
+"""Raises when a dependency is not well."""
+
+
+class BadRequest(FixnadoError):
+    """The body is not JSON, or no object."""
+
+    type = "bad_request"
+    status = 400
+    code = -32600
+    default_message = "The body must be a JSON object."
+
+
+class TooLarge(FixnadoError):
+    """The body is over the limit."""
+
+    type = "too_large"
+    status = 413
+    code = -32600
+    default_message = "The body is too large."
+
+
+class NoSuchPage(FixnadoError):
+    """Nothing is served there."""
+
+    type = "no_such_page"
+    status = 404
+    code = -32601
+    default_message = "There is nothing here."
+
+
+class MethodNotAllowed(FixnadoError):
+    """Something is served there, but not for that method."""
+
+    type = "method_not_allowed"
+    status = 405
+    code = -32601
+    default_message = "This address does not take that method."
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """What the REST surface is made of.
+
+    Attributes:
+        checks: per dependency by name, for readiness.
+        documents: generated specifications by path.
+    """
+
+    accounts: Accounts
+    desk: Desk
+    doorman: Doorman
+    tokens: Tokens
+    metrics: Metrics
+    checks: Mapping[str, Check]
+    documents: Mapping[str, JSON]
+    max_body_bytes: int = 65_536
+    check_timeout_seconds: float = 2.0
+
+    def routes(self) -> list[BaseRoute]:
+        """Every route."""
+        routes: list[BaseRoute] = [
+            Route(operation.path, self._endpoint(operation), methods=[operation.method]) for operation in OPERATIONS
+        ]
+        routes += [
+            Route("/commands/{method}", self._command, methods=["POST"]),
+            Route("/.well-known/jwks.json", self._jwks),
+            Route("/health/live", self._live),
+            Route("/health/ready", self._ready),
+            Route("/metrics", self._metrics),
+            Route("/", self._page),
+            Mount("/console", StaticFiles(directory=CONSOLE)),
+            Mount("/client", StaticFiles(directory=CLIENT)),
+        ]
+        routes += [Route(path, self._document(document)) for path, document in self.documents.items()]
+        return routes
+
+    def _endpoint(self, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            actor = await self._signed_in(request) if operation.signed_in else None
+            params = validated(operation.params, await self._body(request)) if operation.params else None
+            call = Call(self.accounts, request.state.origin, params, dict(request.path_params), actor)
+            result = await operation.run(call)
+            return Response(status_code=204) if result is None else json_response(result, operation.status)
+
+        return endpoint
+
+    async def _command(self, request: Request) -> Response:
+        actor = await self._signed_in(request)
+        params = await self._body(request)
+        method = request.path_params["method"]
+        key = request.headers.get("idempotency-key")
+        started = asyncio.get_running_loop().time()
+        outcome = "internal"
+        try:
+            result = await self.desk.execute(method, params, actor, request.state.origin, key)
+            outcome = "ok"
+        except FixnadoError as error:
+            outcome = error.type
+            raise
+        finally:
+            self.metrics.command(method, outcome, asyncio.get_running_loop().time() - started)
+        return json_response(result)
+
+    async def _signed_in(self, request: Request) -> Actor:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise NotAuthenticated
+        return (await self.doorman.authenticate(token.strip())).actor
+
+    async def _body(self, request: Request) -> JSON:
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > self.max_body_bytes:
+                raise TooLarge
+            chunks.append(chunk)
+        if not size:
+            return {}
+        try:
+            body = orjson.loads(b"".join(chunks))
+        except orjson.JSONDecodeError:
+            raise BadRequest from None
+        if not isinstance(body, dict):
+            raise BadRequest
+        return body
+
+    async def _jwks(self, _: Request) -> Response:
+        return json_response(self.tokens.jwks(), headers={"cache-control": "public, max-age=300"})
+
+    async def _live(self, _: Request) -> Response:
+        return json_response({"status": "live"})
+
+    async def _ready(self, _: Request) -> Response:
+        names = list(self.checks)
+        outcomes = await asyncio.gather(*(self._check(self.checks[name]) for name in names))
+        dependencies = {
+            name: {"status": "ok"} if problem is None else {"status": "failing", "why": problem}
+            for name, problem in zip(names, outcomes, strict=True)
+        }
+        well = all(problem is None for problem in outcomes)
+        shape = {"status": "ready" if well else "not_ready", "dependencies": dependencies}
+        return json_response(shape, 200 if well else 503)
+
+    async def _check(self, check: Check) -> str | None:
+        try:
+            async with asyncio.timeout(self.check_timeout_seconds):
+                await check()
+        except TimeoutError:
+            return f"no answer in {self.check_timeout_seconds:g} s"
+        except FixnadoError as error:
+            return error.message
+        except Exception:
+            log.exception("health_check_failed")
+            return "the check failed; the log says why"
+        return None
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self.metrics.render(), media_type=METRICS_CONTENT_TYPE)
+
+    async def _page(self, _: Request) -> Response:
+        return FileResponse(CONSOLE / "index.html", headers={"cache-control": "no-cache"})
+
+    def _document(self, document: JSON) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(_: Request) -> Response:
+            return json_response(document)
+
+        return endpoint
+
+
+def json_response(shape: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """JSON that nobody caches unless told so: much of it is personal."""
+    headers = {"cache-control": "no-store"} | dict(headers or {})
+    return Response(orjson.dumps(shape), status, headers, media_type="application/json")
+
+
+def problem(error: BaseException, correlation_id: str) -> Response:
+    """The problem document of an error; of an unknown one nothing but the correlation id."""
+    refusal = error if isinstance(error, FixnadoError) else FixnadoError()
+    shape = {
+        "type": refusal.type,
+        "title": HTTPStatus(refusal.status).phrase,
+        "status": refusal.status,
+        "detail": refusal.message,
+        "retryable": refusal.retryable,
+        "correlation_id": correlation_id,
+        **refusal.details,
+    }
+    headers = {"cache-control": "no-store"}
+    if refusal.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if "retry_after_seconds" in refusal.details:
+        headers["retry-after"] = str(max(1, round(refusal.details["retry_after_seconds"])))
+    return Response(orjson.dumps(shape), refusal.status, headers, media_type="application/problem+json")
+
+
+class Envelope:
+    """Around every HTTP request: its origin in the log context and the answer, and security headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        origin = Origin(
+            sane_correlation_id(_text(headers.get(b"x-correlation-id"))),
+            sane_traceparent(_text(headers.get(b"traceparent"))),
+        )
+        scope.setdefault("state", {})["origin"] = origin
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                correlation = (b"x-correlation-id", origin.correlation_id.encode())
+                message["headers"] = [*message.get("headers", ()), correlation, *SECURITY_HEADERS]
+            await send(message)
+
+        with correlated(origin):
+            await self._app(scope, receive, send_with_headers)
+
+
+class Problems:
+    """Errors as problem documents. Inside CORS, so that a page of an allowed origin can read why it was refused."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        if isinstance(app, ExceptionMiddleware):
+            # Its own answer to an unknown path or method is plain text.
+            app.add_exception_handler(HTTPException, _refused_by_starlette)
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noting_start(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_start)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            answer = problem(known(error), scope["state"]["origin"].correlation_id)
+            await answer(scope, receive, send)
+
+
+def _refused_by_starlette(request: Request, error: Exception) -> Response:
+    answer = problem(known(error), request.state.origin.correlation_id)
+    if isinstance(error, HTTPException) and error.headers:
+        answer.headers.update(error.headers)
+    return answer
+
+
+def known(error: Exception) -> FixnadoError:
+    """An exception as one of ours. What nobody foresaw is logged here, with everything, and leaves as ``internal``."""
+    if isinstance(error, FixnadoError):
+        return error
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return NoSuchPage()
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        return MethodNotAllowed()
+    if isinstance(error, UnicodeError):
+        return InvalidParams.at("", "not valid UTF-8")
+    log.error("unhandled_error", exc_info=error)
+    return FixnadoError()
+
+
+def middleware(allowed_origins: tuple[str, ...]) -> list[Middleware]:
+    """The layers around the routes, outermost first."""
+    return [
+        Middleware(Envelope),
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(allowed_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "idempotency-key", "x-correlation-id", "traceparent"],
+            expose_headers=["x-correlation-id", "retry-after"],
+        ),
+        Middleware(Problems),
+    ]
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

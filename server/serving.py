@@ -1,0 +1,91 @@
+"""Running one process: bind, migrate when embedded, start, serve until a signal, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+
+import uvicorn
+import uvloop
+
+from persistence.migrate import upgrade
+from server.app import Application, database_options
+from server.settings import Settings
+from server.telemetry import configure_logging, logger
+from server.uvicorn_protocol import DrainingServer, server_options
+
+log = logger(__name__)
+
+BACKLOG = 2_048
+
+
+class CannotServe(Exception):
+    """The process cannot start; the text is one line for a person."""
+
+
+Prepare = Callable[[Application, str], Awaitable[None]]
+
+
+def run(settings: Settings, prepare: Prepare | None = None, *, migrate: bool = False) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        migrate: bring the schema up to date first. An embedded database belongs to this process, so its schema always
+            is; elsewhere that is for an operator to decide, with ``fixnado migrate``.
+        prepare: called before the first connection is taken, with the address at which the server will be reached.
+
+    Raises:
+        CannotServe: the address is taken.
+        FixnadoError: the database is away, or its schema is not the right one.
+    """
+    configure_logging(settings.log_format, settings.log_level)
+    listener = _listen(settings.host, settings.port)
+    uvloop.run(_serve(settings, listener, prepare, migrate=migrate or settings.embedded))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        # Python adds the address to the error's own text; it is in ours already.
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise CannotServe(f"cannot listen on {host}:{port}: {why}. Choose another with --port.") from error
+
+
+async def _serve(
+    settings: Settings,
+    listener: socket.socket,
+    prepare: Prepare | None,
+    *,
+    migrate: bool,
+) -> None:
+    if migrate:
+        await upgrade(settings.database_url, database_options(settings))
+    app = Application(settings)
+    try:
+        await app.start()
+        if prepare is not None:
+            host, port = listener.getsockname()[:2]
+            await prepare(app, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        config = uvicorn.Config(app.asgi, lifespan="off", log_config=None, backlog=BACKLOG, **server_options())
+        # uvicorn raises the signal that stopped it once more, at its very end. By default that would end the process
+        # there and then: with nothing stopped below, and the sequencer's lease kept from the next process.
+        _set_handlers(_ignore)
+        await DrainingServer(config, app.drain).serve(sockets=[listener])
+    finally:
+        _set_handlers(signal.SIG_DFL)
+        async with asyncio.timeout(settings.shutdown_deadline_seconds):
+            await app.stop()
+
+
+def _set_handlers(handler: signal.Handlers | Callable[[int, object], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    """A handler, not SIG_IGN, so that uvicorn finds something to call."""

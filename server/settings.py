@@ -1,0 +1,404 @@
+"""Everything an operator can set, in one frozen model, read once at start.
+
+Values come from the environment (``FIXNADO_PORT``), then from ``.env.local`` in the working directory, then from the
+defaults below. A name or a value that means nothing stops the start with one line (:class:`SettingsError`): a misspelt
+limit that is silently ignored is worse than no server. An empty value counts as unset, as compose files produce it.
+
+Only :mod:`server` reads settings; the other rooms get the numbers they need as arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+PREFIX = "FIXNADO_"
+ENV_FILE = Path(".env.local")
+
+_DAY_SECONDS = 86_400
+_UNITS = {"seconds": "s", "bytes": "bytes", "hours": "h", "per_second": "1/s"}
+
+
+class SettingsError(Exception):
+    """The process cannot start with these settings. The message is one line for the operator, without secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of ``fixnado settings``. ``unit`` is empty for what has none; ``default`` is as one would type it."""
+
+    name: str
+    unit: str
+    default: str
+    meaning: str
+
+
+def _number(default: float, meaning: str, *, least: float, most: float) -> Any:
+    """A field with bounds, both allowed."""
+    return Field(default=default, description=meaning, ge=least, le=most, allow_inf_nan=False)
+
+
+def _count(default: int, meaning: str, *, least: int = 1, most: int) -> Any:
+    """A whole number with bounds, both allowed."""
+    return Field(default=default, description=meaning, ge=least, le=most)
+
+
+def _text(default: Any, meaning: str, *, allowed: str, secret: bool = False) -> Any:
+    """A field whose check is a validator; ``allowed`` is the end of the sentence "must be …"."""
+    return Field(default=default, description=meaning, json_schema_extra={"allowed": allowed, "secret": secret})
+
+
+def _choice(default: str, meaning: str) -> Any:
+    return Field(default=default, description=meaning)
+
+
+class Settings(BaseModel):
+    """The process's settings. Durations are in seconds (fractions allowed unless whole), sizes in bytes.
+
+    Raises:
+        SettingsError: from :meth:`load` alone; making an instance directly raises pydantic's ``ValidationError``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    host: str = _text("127.0.0.1", "Address to listen on.", allowed="a host name or an IP address")
+    port: int = _count(8000, "TCP port to listen on; 0 takes a free one.", least=0, most=65_535)
+    workers: int = _count(1, "Processes that serve; more than one needs FIXNADO_REDIS_URL.", most=256)
+    public_url: str | None = _text(
+        None,
+        "Where browsers reach the server, when it is behind a proxy; its origin may open sockets.",
+        allowed="an http or https URL such as https://live.example.org",
+    )
+    allowed_origins: tuple[str, ...] = _text(
+        (),
+        "Origins of other web applications that may open sockets, separated by commas.",
+        allowed="origins such as https://app.example.org, separated by commas, without paths",
+    )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _text(
+        (),
+        "Addresses or networks of proxies whose X-Forwarded-For counts, separated by commas.",
+        allowed="IP addresses or networks such as 10.0.0.0/8, separated by commas",
+    )
+
+    database_url: str = _text(
+        "sqlite+aiosqlite:///var/fixnado.db",
+        "Where everything durable is kept: SQLite (embedded) or MySQL (production).",
+        allowed="sqlite+aiosqlite:///PATH or mysql+asyncmy://USER:PASSWORD@HOST/DATABASE",
+        secret=True,
+    )
+    database_tls: Literal["required", "off"] = _choice(
+        "required", "Whether connections to MySQL must be encrypted and the server's certificate valid."
+    )
+    database_ca_file: str | None = _text(
+        None,
+        "PEM file with the authority of MySQL's certificate; without it the system's authorities count.",
+        allowed="the path of a readable PEM file",
+    )
+    database_pool_size: int = _count(10, "Connections to MySQL that one process keeps.", most=500)
+    database_timeout_seconds: float = _number(
+        5, "Longest wait for a connection or an answer of the database.", least=0.1, most=120
+    )
+    redis_url: str | None = _text(
+        None,
+        "Redis that carries events between processes; without it everything stays in this one.",
+        allowed="redis://HOST:PORT/DATABASE, rediss://… or unix://PATH",
+        secret=True,
+    )
+
+    access_token_seconds: int = _count(900, "Life of an access token.", least=10, most=_DAY_SECONDS)
+    access_token_leeway_seconds: float = _number(
+        10, "How long past its end a token still counts, for clocks that differ.", least=0, most=300
+    )
+    refresh_token_seconds: int = _count(
+        30 * _DAY_SECONDS, "Life of a refresh token that is not used.", least=60, most=366 * _DAY_SECONDS
+    )
+    refresh_absolute_seconds: int = _count(
+        90 * _DAY_SECONDS, "Longest life of a sign-in, however often refreshed.", least=60, most=3 * 366 * _DAY_SECONDS
+    )
+    refresh_retry_seconds: float = _number(
+        10, "How long a refresh whose reply was lost may be repeated.", least=0, most=60
+    )
+
+    max_sockets: int = _count(20_000, "Sockets that one process holds.", most=1_000_000)
+    max_sockets_per_user: int = _count(20, "Sockets of one user on one process.", most=10_000)
+    max_sockets_per_ip: int = _count(1_000, "Sockets from one address on one process.", most=1_000_000)
+    handshake_deadline_seconds: float = _number(
+        5, "Time to finish the headers of a request before the connection is closed.", least=0.05, most=60
+    )
+    connect_deadline_seconds: float = _number(10, "Time to send session.connect on a new socket.", least=0.05, most=60)
+    heartbeat_seconds: float = _number(
+        25, "Time between pings to a client, with a little jitter.", least=0.05, most=300
+    )
+    heartbeat_grace_seconds: float = _number(
+        10, "Silence past the heartbeat after which a socket is closed.", least=0.05, most=300
+    )
+    token_grace_seconds: float = _number(
+        25, "Time to send session.refresh before a socket whose token ends is closed.", least=0.05, most=300
+    )
+    max_frame_bytes: int = _count(65_536, "Largest message a client may send.", least=1_024, most=1_048_576)
+    max_buffered_bytes: int = _count(
+        1_048_576, "Unsent bytes of one socket after which it is too slow and closed.", least=16_384, most=67_108_864
+    )
+    commands_per_second: float = _number(
+        20, "Commands that one user may send in the long run.", least=0.1, most=100_000
+    )
+    commands_burst: int = _count(60, "Commands that one user may send at once.", most=100_000)
+    linger_seconds: float = _number(
+        45, "How long a provider stays online after the last socket is gone.", least=0, most=3_600
+    )
+    typing_seconds: float = _number(6, "Time after which a typing mark that is not renewed goes.", least=0.05, most=60)
+
+    offer_on_demand_seconds: float = _number(30, "Life of an offer for a job that starts now.", least=0.2, most=3_600)
+    offer_scheduled_seconds: float = _number(90, "Life of an offer for a job at a set time.", least=0.2, most=86_400)
+    idempotency_hours: int = _count(24, "How long the result of a command is kept for its key.", most=24 * 30)
+    log_retention_hours: int = _count(72, "How long events are kept for clients that were away.", most=24 * 366)
+    log_retention_entries: int = _count(
+        10_000, "Newest events of each channel that are kept.", least=100, most=10_000_000
+    )
+
+    drain_seconds: float = _number(10, "Window over which sockets are sent away at shutdown.", least=0, most=600)
+    shutdown_deadline_seconds: float = _number(
+        20, "Time after which a shutdown ends, whatever still hangs.", least=0.1, most=900
+    )
+    log_format: Literal["auto", "json", "console"] = _choice(
+        "auto", "JSON lines, or readable lines; auto is readable on a terminal."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _choice("info", "The least severe lines that are logged.")
+
+    @property
+    def base_url(self) -> str:
+        """Where a browser on this machine, or behind the proxy, finds the server; no slash at the end."""
+        if self.public_url is not None:
+            return self.public_url
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the database is SQLite."""
+        return self.database_url.startswith("sqlite")
+
+    @classmethod
+    def load(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        env_file: Path | None = ENV_FILE,
+        overrides: Mapping[str, object] | None = None,
+    ) -> Settings:
+        """Reads the settings of this process.
+
+        Args:
+            environ: the environment; by default the process's own.
+            env_file: lines ``NAME=value`` that count where the environment says nothing; it need not exist.
+            overrides: values by field name that win over both (command-line options); ``None`` values do not count.
+
+        Raises:
+            SettingsError: an unknown name, a value that is not allowed, or values that exclude each other.
+        """
+        given = {name: value for name, value in (os.environ if environ is None else environ).items() if _ours(name)}
+        if env_file is not None and env_file.is_file():
+            given = {name: value for name, value in _read_env_file(env_file) if _ours(name)} | given
+        values: dict[str, object] = {}
+        for name, value in sorted(given.items()):
+            field = name.removeprefix(PREFIX).lower()
+            if field not in cls.model_fields or name != variable(field):
+                raise SettingsError(f"{name}: there is no such setting{_suggestion(name, cls)}")
+            if value.strip():
+                values[field] = value.strip()
+        values |= {name: value for name, value in (overrides or {}).items() if value is not None}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SettingsError(_one_line(error, values)) from None
+
+    @classmethod
+    def describe(cls) -> list[Row]:
+        """Every setting in the order of the model, for people."""
+        return [
+            Row(variable(name), _unit(name), _typed(info.default), info.description or "")
+            for name, info in cls.model_fields.items()
+        ]
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Keeps passwords out of ``repr`` and ``str``, and so out of logs and tracebacks."""
+        for name, value in super().__repr_args__():
+            secret = name is not None and _extra(type(self).model_fields[name], "secret")
+            yield name, masked(value) if secret and isinstance(value, str) else value
+
+    @field_validator("allowed_origins", "trusted_proxies", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parts = urlsplit(origin)
+            # RFC 6454, section 6.2: scheme, host and port, nothing else. `*` would open the sockets to every page.
+            if not _is_web(origin) or origin != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+                raise ValueError
+        return tuple(origin.lower() for origin in value)
+
+    @field_validator("public_url")
+    @classmethod
+    def _public(cls, value: str | None) -> str | None:
+        if value is not None and not _is_web(value):
+            raise ValueError
+        return value and value.rstrip("/")
+
+    @field_validator("host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9._:-]{1,253}", value):
+            raise ValueError
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, value: str) -> str:
+        if not re.fullmatch(r"sqlite\+aiosqlite:///.+|mysql\+asyncmy://[^/]+/[^/?]+(\?.*)?", value):
+            raise ValueError
+        return value
+
+    @field_validator("database_ca_file")
+    @classmethod
+    def _ca_file(cls, value: str | None) -> str | None:
+        if value is not None and not os.access(value, os.R_OK):
+            raise ValueError
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"rediss?://[^/]+(/\d*)?(\?.*)?|unix://.+", value):
+            raise ValueError
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.workers > 1 and self.redis_url is None:
+            raise ValueError(
+                f"{variable('workers')}={self.workers}: more than one process needs {variable('redis_url')}, "
+                "which carries events between them"
+            )
+        for less, more in (
+            ("drain_seconds", "shutdown_deadline_seconds"),
+            ("refresh_token_seconds", "refresh_absolute_seconds"),
+            ("max_frame_bytes", "max_buffered_bytes"),
+        ):
+            if getattr(self, less) > getattr(self, more):
+                raise ValueError(
+                    f"{variable(less)}={_typed(getattr(self, less))}: must not be more than "
+                    f"{variable(more)}={_typed(getattr(self, more))}"
+                )
+        return self
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field."""
+    return PREFIX + field.upper()
+
+
+def masked(url: str) -> str:
+    """The URL without its password and query, for people and logs. What does not look like a URL becomes ``***``."""
+    if "://" not in url:
+        return "***" if url else url
+    url = re.sub(r"\?.*", "?***", url, flags=re.DOTALL)
+    # Greedy to the last @: a password may itself contain one, unescaped.
+    return re.sub(r"://([^:/@]*):.*@", r"://\1:***@", url, flags=re.DOTALL)
+
+
+def _ours(name: str) -> bool:
+    return name.startswith(PREFIX)
+
+
+def _is_web(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+
+
+def _read_env_file(path: Path) -> Iterator[tuple[str, str]]:
+    """Lines ``NAME=value`` or ``export NAME="value"``; blank lines and lines that start with ``#`` do not count."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        match = re.fullmatch(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", text)
+        if match is None:
+            raise SettingsError(f"{path}, line {number}: expected NAME=value")
+        name, value = match.groups()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        yield name, value
+
+
+def _suggestion(name: str, model: type[Settings]) -> str:
+    close = difflib.get_close_matches(name.upper(), [variable(field) for field in model.model_fields], n=1)
+    return f"; did you mean {close[0]}?" if close else "; `fixnado settings` lists them all"
+
+
+def _one_line(error: ValidationError, values: Mapping[str, object]) -> str:
+    """The first problem as ``FIXNADO_PORT='x': must be …``; pydantic's own text would quote secrets."""
+    first = error.errors(include_url=False, include_context=True)[0]
+    if not first["loc"]:
+        return str(first["msg"]).removeprefix("Value error, ")
+    field = str(first["loc"][0])
+    info = Settings.model_fields.get(field)
+    if info is None:
+        return f"{variable(field)}: there is no such setting{_suggestion(variable(field), Settings)}"
+    value = str(values.get(field, ""))
+    shown = masked(value) if _extra(info, "secret") else value
+    return f"{variable(field)}={_printable(shown)}: must be {_allowed(info)}"
+
+
+def _printable(value: str) -> str:
+    short = value if len(value) <= 80 else f"{value[:77]}..."
+    return repr(short)
+
+
+def _allowed(info: FieldInfo) -> str:
+    """What the field takes, as the end of the sentence "must be …"."""
+    if text := _extra(info, "allowed"):
+        return str(text)
+    if choices := getattr(info.annotation, "__args__", None):
+        return "one of " + ", ".join(map(str, choices))
+    bounds = {type(bound).__name__: bound for bound in info.metadata}
+    kind = "a whole number" if info.annotation is int else "a number"
+    return f"{kind} from {_typed(bounds['Ge'].ge)} to {_typed(bounds['Le'].le)}"
+
+
+def _extra(info: FieldInfo, key: str) -> object:
+    return info.json_schema_extra.get(key) if isinstance(info.json_schema_extra, dict) else None
+
+
+def _unit(field: str) -> str:
+    return next((unit for suffix, unit in _UNITS.items() if field.endswith(suffix)), "")
+
+
+def _typed(value: object) -> str:
+    """A value as one would type it into the environment."""
+    match value:
+        case None:
+            return ""
+        case tuple():
+            return ",".join(map(str, value))
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.services import MariaDB, RedisServer
+
+# No deadline per example: the machine is shared, and a slow example says nothing about the code.
+hypothesis.settings.register_profile("fixnado", deadline=None)
+hypothesis.settings.load_profile("fixnado")
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One Redis for the whole run, started by the first test that asks. Tests that kill or stop it make their own."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """An empty Redis."""
+    redis_server.flush()
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """One MariaDB for the whole run, started by the first test that asks. Tests that kill or stop it make their own."""
+    with MariaDB() as server:
+        yield server
+
+
+@pytest.fixture
+async def mysql_url(mariadb: MariaDB) -> AsyncIterator[str]:
+    """An empty database of the test's own, without TLS."""
+    name = await mariadb.create_database()
+    yield mariadb.url(name)
+    await mariadb.drop_database(name)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The path of a database file that is not there yet."""
+    return f"sqlite+aiosqlite:///{tmp_path / 'fixnado.db'}"
+
+
+@pytest.fixture(params=["sqlite", "mysql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database of each kind that the product supports, one after the other."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url

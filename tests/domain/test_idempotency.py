@@ -1,0 +1,205 @@
+"""Every keyed command has its effect once per person and key, whatever is retried beside or after it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from domain.catalogue import COMMANDS
+from domain.commands import Mode
+from domain.identity import Actor
+from domain.types import JSON
+from persistence import tables
+from persistence.idempotency import prune_keys
+from tests.domain.marketplace import CENTRE, ORIGIN, Marketplace, refusal, refused
+
+KEYED = sorted(name for name, command in COMMANDS.items() if command.mode is Mode.KEYED)
+WATCHED = (tables.bookings, tables.offers, tables.messages, tables.booking_declines, tables.idempotency_keys)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that will succeed.
+
+    Attributes:
+        effect: the event that it records once.
+        other: params that differ and would be valid too.
+        refusable: params that are refused by the rules.
+    """
+
+    actor: Actor
+    params: JSON
+    effect: str
+    other: JSON
+    refusable: JSON = field(default_factory=dict)
+
+
+async def _create(market: Marketplace) -> Case:
+    await market.firm()
+    wanted = {"service_id": "plumbing", "kind": "on_demand", "location": CENTRE.view()}
+    refusable = wanted | {"location": {"lat": -80.0, "lon": 0.0}}
+    return Case(await market.customer(), wanted, "booking.created", wanted | {"notes": "other"}, refusable)
+
+
+async def _transition(market: Marketplace) -> Case:
+    customer, firm = await market.customer(), await market.firm()
+    booking = await market.booking(await market.job(customer, firm))
+    params = {"booking_id": booking.id, "to": "en_route", "version": booking.version}
+    return Case(firm.person, params, "booking.en_route", params | {"reason": "other"}, params | {"to": "completed"})
+
+
+async def _cancel(market: Marketplace) -> Case:
+    customer = await market.customer()
+    params = {"booking_id": await market.book(customer), "reason": "no"}
+    return Case(customer, params, "booking.cancelled", params | {"reason": "other"}, params | {"booking_id": "none"})
+
+
+async def _reschedule(market: Marketplace) -> Case:
+    customer = await market.customer()
+    booking = await market.booking(await market.book_slot(customer))
+    params = {"booking_id": booking.id, "version": booking.version, "start": "2026-12-01T10:00:00Z"}
+    other = params | {"start": "2026-12-01T11:00:00Z"}
+    return Case(customer, params, "booking.rescheduled", other, params | {"version": 99})
+
+
+async def _assign(market: Marketplace) -> Case:
+    customer, operator, firm, other = (
+        await market.customer(),
+        await market.operator(),
+        await market.firm(),
+        await market.firm(),
+    )
+    params = {"booking_id": await market.book(customer), "provider_id": firm.provider_id}
+    with_other = params | {"provider_id": other.provider_id}
+    return Case(operator, params, "booking.assigned", with_other, params | {"provider_id": "none"})
+
+
+async def _accept(market: Marketplace) -> Case:
+    customer, firm = await market.customer(), await market.firm()
+    offer_ids = [await market.offer_id(firm, await market.book(customer)) for _ in range(2)]
+    params = {"offer_id": offer_ids[0]}
+    return Case(firm.person, params, "booking.assigned", {"offer_id": offer_ids[1]}, {"offer_id": "none"})
+
+
+async def _decline(market: Marketplace) -> Case:
+    customer, firm = await market.customer(), await market.firm()
+    params = {"offer_id": await market.offer_id(firm, await market.book(customer)), "reason": "no"}
+    return Case(firm.person, params, "offer.declined", params | {"reason": "other"}, params | {"offer_id": "none"})
+
+
+async def _send(market: Marketplace) -> Case:
+    customer = await market.customer()
+    params = {"conversation_id": await market.book(customer), "text": "hello"}
+    return Case(customer, params, "message.sent", params | {"text": "other"}, params | {"conversation_id": "none"})
+
+
+CASES: dict[str, Callable[[Marketplace], Awaitable[Case]]] = {
+    "booking.create": _create,
+    "booking.transition": _transition,
+    "booking.cancel": _cancel,
+    "booking.reschedule": _reschedule,
+    "booking.assign": _assign,
+    "offer.accept": _accept,
+    "offer.decline": _decline,
+    "message.send": _send,
+}
+
+
+def test_every_keyed_command_has_a_case() -> None:
+    assert sorted(CASES) == KEYED
+
+
+async def snapshot(market: Marketplace) -> list[int]:
+    return [await market.count(table) for table in WATCHED] + [await market.newest_event()]
+
+
+@pytest.mark.parametrize("method", KEYED)
+async def test_same_key_and_params_give_the_stored_result_and_no_second_effect(
+    market: Marketplace, method: str
+) -> None:
+    case = await CASES[method](market)
+    heard = await market.newest_event()
+    first = await market.call(case.actor, method, **case.params, key="k")
+    assert len(await market.events(case.effect, after=heard)) == 1
+    before, announced = await snapshot(market), len(market.announcer.events)
+    market.clock.advance(1)
+    assert await market.call(case.actor, method, **case.params, key="k") == first
+    assert await snapshot(market) == before
+    assert len(market.announcer.events) == announced
+
+
+@pytest.mark.parametrize("method", KEYED)
+async def test_same_key_with_other_params_is_refused(market: Marketplace, method: str) -> None:
+    case = await CASES[method](market)
+    await market.call(case.actor, method, **case.params, key="k")
+    before = await snapshot(market)
+    error = await refusal(market.call(case.actor, method, **case.other, key="k"))
+    assert (error.type, error.status) == ("key_reused", 422)
+    assert await snapshot(market) == before
+
+
+async def test_same_key_for_another_command_is_refused(market: Marketplace) -> None:
+    customer = await market.customer()
+    booking_id = await market.book(customer)
+    await market.call(customer, "message.send", conversation_id=booking_id, text="hello", key="k")
+    cancel = market.call(customer, "booking.cancel", booking_id=booking_id, reason="hello", key="k")
+    assert await refused(cancel) == "key_reused"
+
+
+@pytest.mark.parametrize("method", KEYED)
+async def test_duplicates_at_once_have_one_effect_and_one_answer(market: Marketplace, method: str) -> None:
+    case = await CASES[method](market)
+    heard = await market.newest_event()
+    answers = await asyncio.gather(*(market.call(case.actor, method, **case.params, key="k") for _ in range(6)))
+    assert all(answer == answers[0] for answer in answers)
+    assert len(await market.events(case.effect, after=heard)) == 1
+    (stored,) = await market.rows(tables.idempotency_keys.select().where(tables.idempotency_keys.c.key == "k"))
+    assert (stored.user_id, stored.result) == (case.actor.user_id, answers[0])
+
+
+@pytest.mark.parametrize("method", KEYED)
+async def test_refusal_is_not_stored_so_the_key_is_still_good(market: Marketplace, method: str) -> None:
+    case = await CASES[method](market)
+    before = await snapshot(market)
+    await refusal(market.call(case.actor, method, **case.refusable, key="k"))
+    assert await snapshot(market) == before
+    await market.call(case.actor, method, **case.params, key="k")
+    assert len(await market.events(case.effect)) >= 1
+
+
+async def test_key_belongs_to_its_user(market: Marketplace) -> None:
+    first, second = await market.customer(), await market.customer()
+    wanted: dict[str, Any] = {"service_id": "plumbing", "kind": "on_demand", "location": CENTRE.view(), "key": "k"}
+    one = await market.call(first, "booking.create", **wanted)
+    other = await market.call(second, "booking.create", **wanted)
+    assert one["booking"]["id"] != other["booking"]["id"]
+    assert other["booking"]["customer_id"] == second.user_id
+
+
+async def test_key_of_the_header_counts_like_one_in_the_params(market: Marketplace) -> None:
+    customer = await market.customer()
+    wanted = {"service_id": "plumbing", "kind": "on_demand", "location": CENTRE.view()}
+    execute = market.desk.execute
+    first = await execute("booking.create", wanted, customer, ORIGIN, key="k")
+    assert await execute("booking.create", wanted | {"key": "k"}, customer, ORIGIN) == first
+    assert await execute("booking.create", wanted | {"key": "k"}, customer, ORIGIN, key="k") == first
+    error = await refusal(execute("booking.create", wanted | {"key": "other"}, customer, ORIGIN, key="k"))
+    assert error.details["errors"][0]["where"] == "key"
+    assert await market.count(tables.bookings) == 1
+
+
+async def test_key_counts_until_it_is_pruned_and_not_after(market: Marketplace) -> None:
+    customer = await market.customer()
+    booking_id = await market.book(customer)
+    for text in ("one", "two"):
+        await market.call(customer, "message.send", conversation_id=booking_id, text=text, key=text)
+        market.clock.advance(60)
+    assert await prune_keys(market.database, market.clock.now() - timedelta(minutes=1.5)) >= 1
+    again = await market.call(customer, "message.send", conversation_id=booking_id, text="one", key="one")
+    kept = await market.call(customer, "message.send", conversation_id=booking_id, text="two", key="two")
+    assert (again["message"]["offset"], kept["message"]["offset"]) == (3, 2)

@@ -1,0 +1,350 @@
+"""Every command of the catalogue, for every role, against somebody else's things: denied, and as if they did not exist.
+
+:data:`RULES` must name every command. Whoever adds one to the catalogue has to say here who may use it on what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from domain import accounts, session
+from domain.catalogue import COMMANDS
+from domain.commands import Command, Mode, Who, allowed, validated
+from domain.errors import FixnadoError, InvalidParams
+from domain.identity import Actor, Role
+from domain.types import JSON
+from persistence import tables
+from tests.domain.marketplace import CENTRE, ORIGIN, Marketplace, refusal
+
+CUSTOMER, PROVIDER, UNATTACHED, OPERATIONS, ADMIN = "customer", "provider", "unattached", "operations", "admin"
+"""A customer; a provider's person of another tenant; one whose membership is gone; staff."""
+
+ROLES = (CUSTOMER, PROVIDER, UNATTACHED, OPERATIONS, ADMIN)
+STAFF = frozenset({OPERATIONS, ADMIN})
+NOBODY: frozenset[str] = frozenset()
+
+NOWHERE = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+"""An id of the right shape that nothing has."""
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Somebody's booking, its live offer, and the provider that was asked."""
+
+    booking: str
+    offer: str
+    provider: str
+    start: str = "2026-12-01T10:00:00Z"
+
+
+NOTHING = Ids(NOWHERE, NOWHERE, NOWHERE)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Who may use a command on things that are not theirs; for everybody else they are not there.
+
+    Attributes:
+        params: valid params about these ids.
+        may: roles that may.
+        about_others: whether the params name a thing that could be somebody else's. If not, ``may`` says who may call
+            the command at all.
+        state: what the booking must be for the command to succeed.
+    """
+
+    params: Callable[[Ids], JSON]
+    may: frozenset[str]
+    about_others: bool = True
+    scheduled: bool = False
+
+
+_create = {"service_id": "plumbing", "kind": "on_demand", "location": CENTRE.view(), "key": "k"}
+_fix = CENTRE.view() | {"fix_at": "2026-11-24T09:00:00Z"}
+_everybody = frozenset(ROLES)
+
+RULES: Mapping[str, Rule] = {
+    "booking.create": Rule(lambda _: _create, frozenset({CUSTOMER}), about_others=False),
+    "booking.get": Rule(lambda ids: {"booking_id": ids.booking}, STAFF),
+    "booking.list": Rule(lambda _: {}, _everybody, about_others=False),
+    "booking.transition": Rule(
+        lambda ids: {"booking_id": ids.booking, "to": "cancelled", "version": 2, "reason": "x", "key": "k"}, STAFF
+    ),
+    "booking.cancel": Rule(lambda ids: {"booking_id": ids.booking, "reason": "x", "key": "k"}, STAFF),
+    "booking.reschedule": Rule(
+        lambda ids: {"booking_id": ids.booking, "version": 2, "start": ids.start, "key": "k"}, STAFF, scheduled=True
+    ),
+    "booking.assign": Rule(lambda ids: {"booking_id": ids.booking, "provider_id": ids.provider, "key": "k"}, STAFF),
+    "offer.accept": Rule(lambda ids: {"offer_id": ids.offer, "key": "k"}, NOBODY),
+    "offer.decline": Rule(lambda ids: {"offer_id": ids.offer, "reason": "x", "key": "k"}, NOBODY),
+    "offer.list": Rule(lambda _: {}, frozenset({PROVIDER}), about_others=False),
+    "message.send": Rule(lambda ids: {"conversation_id": ids.booking, "text": "x", "key": "k"}, STAFF),
+    "message.read": Rule(lambda ids: {"conversation_id": ids.booking, "offset": 1}, STAFF),
+    "conversation.history": Rule(lambda ids: {"conversation_id": ids.booking}, STAFF),
+    "typing.set": Rule(lambda ids: {"conversation_id": ids.booking, "typing": True}, STAFF),
+    "presence.set": Rule(lambda ids: {"status": "away", "provider_id": ids.provider}, NOBODY),
+    "location.publish": Rule(lambda _: _fix, frozenset({PROVIDER}), about_others=False),
+    "service.list": Rule(lambda _: {}, _everybody, about_others=False),
+    "zone.list": Rule(lambda _: {}, _everybody, about_others=False),
+    "provider.list": Rule(lambda _: {}, STAFF, about_others=False),
+}
+
+SOCKET_PARAMS: Mapping[str, JSON] = {
+    "session.connect": {"token": "t", "resume": {"user:1": {"epoch": "e", "offset": 1}}},
+    "session.refresh": {"token": "t"},
+    "session.ack": {"provider:7": 12},
+    "channel.subscribe": {"channel": "user:1", "resume": {"epoch": "e", "offset": 1}},
+    "channel.unsubscribe": {"channel": "user:1"},
+    "channel.presence": {"channel": "user:1"},
+}
+
+
+async def actors(market: Marketplace) -> dict[str, Actor]:
+    return {
+        CUSTOMER: await market.customer(),
+        PROVIDER: (await market.firm(rating=0.1)).person,
+        UNATTACHED: await market.person(Role.PROVIDER),
+        OPERATIONS: await market.operator(Role.OPERATIONS),
+        ADMIN: await market.operator(Role.ADMIN),
+    }
+
+
+async def somebodys(market: Marketplace, *, scheduled: bool = False) -> Ids:
+    customer, firm = await market.customer(), await market.firm(rating=5.0)
+    booking_id = await (market.book_slot(customer) if scheduled else market.book(customer))
+    return Ids(booking_id, await market.offer_id(firm, booking_id), firm.provider_id)
+
+
+def shape(error: FixnadoError) -> tuple[Any, ...]:
+    """All of an error that can reach a client."""
+    return (type(error), error.type, error.status, error.code, error.retryable, error.message, dict(error.details))
+
+
+def test_every_command_has_a_rule() -> None:
+    assert RULES.keys() | SOCKET_PARAMS.keys() == COMMANDS.keys()
+    assert {name for name, command in COMMANDS.items() if command.handler is None} == SOCKET_PARAMS.keys()
+    assert all(isinstance(command.who, Who) for command in COMMANDS.values())
+
+
+def test_command_cannot_be_declared_without_saying_who_may() -> None:
+    read = COMMANDS["booking.get"]
+    stated = {"name": "a.b", "summary": "x", "mode": Mode.READ, "params": read.params, "result": read.result}
+    with pytest.raises(TypeError, match="who"):
+        Command(**stated, handler=read.handler)  # type: ignore[arg-type]
+
+
+def test_unknown_rule_lets_nobody_in() -> None:
+    actor = Actor("u", "U", frozenset(Role), (), "s")
+    assert not allowed(actor, "anybody at all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", RULES)
+async def test_command_on_somebody_elses_thing_looks_as_if_it_were_not_there(market: Marketplace, method: str) -> None:
+    rule = RULES[method]
+    people = await actors(market)
+    ids = await somebodys(market, scheduled=rule.scheduled)
+    before = await _everything(market)
+    for role in ROLES:
+        if role in rule.may:
+            continue
+        theirs = await refusal(market.call(people[role], method, **rule.params(ids)))
+        assert (theirs.type, theirs.status, theirs.code) == ("not_found", 404, -32003), role
+        assert not theirs.details, role
+        if rule.about_others:
+            nothing = await refusal(market.call(people[role], method, **rule.params(NOTHING)))
+            assert shape(theirs) == shape(nothing), role
+    assert await _everything(market) == before, "a denied command changed something"
+    assert market.announcer.events == [], "a denied command was announced"
+
+
+@pytest.mark.parametrize(
+    ("method", "role"), [(method, role) for method, rule in RULES.items() for role in ROLES if role in rule.may]
+)
+async def test_command_is_open_to_those_who_may(broadcast_market: Marketplace, method: str, role: str) -> None:
+    rule, market = RULES[method], broadcast_market
+    person = (await actors(market))[role]
+    ids = await somebodys(market, scheduled=rule.scheduled)
+    attempt = market.call(person, method, **rule.params(ids))
+    if method == "location.publish":
+        assert (await refusal(attempt)).type == "not_on_a_job", "the rules speak, not the door"
+    else:
+        await attempt
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_what_is_not_there_looks_the_same_to_everybody(market: Marketplace, role: str) -> None:
+    person = (await actors(market))[role]
+    for method, rule in RULES.items():
+        if rule.about_others:
+            error = await refusal(market.call(person, method, **rule.params(NOTHING)))
+            assert shape(error)[1:] == (
+                "not_found",
+                404,
+                -32003,
+                False,
+                "There is no such thing here, or it is not yours.",
+                {},
+            ), method
+
+
+async def test_lists_hold_ones_own_and_nothing_else(market: Marketplace) -> None:
+    people, ids = await actors(market), await somebodys(market)
+    for role in (CUSTOMER, PROVIDER, UNATTACHED):
+        assert (await market.call(people[role], "booking.list"))["bookings"] == []
+    for role in STAFF:
+        listed = (await market.call(people[role], "booking.list"))["bookings"]
+        assert [booking["id"] for booking in listed] == [ids.booking]
+    assert (await market.call(people[PROVIDER], "offer.list"))["offers"] == []
+
+
+async def test_losing_provider_sees_no_more_of_the_booking(broadcast_market: Marketplace) -> None:
+    market = broadcast_market
+    winner, loser = await market.firms(2)
+    booking_id = await market.book(await market.customer())
+    await market.accept(winner, booking_id)
+    for method in ("booking.get", "booking.cancel", "message.send", "conversation.history", "typing.set"):
+        params = RULES[method].params(Ids(booking_id, NOWHERE, NOWHERE))
+        assert (await refusal(market.call(loser.person, method, **params))).type == "not_found"
+
+
+async def test_former_membership_opens_nothing(market: Marketplace) -> None:
+    customer, firm = await market.customer(), await market.firm()
+    booking_id = await market.job(customer, firm)
+    removed = replace(firm.person, memberships=())
+    for method, rule in RULES.items():
+        if rule.about_others:
+            ids = Ids(booking_id, await market.offer_id(firm, booking_id), firm.provider_id)
+            assert (await refusal(market.call(removed, method, **rule.params(ids)))).type == "not_found", method
+
+
+@pytest.mark.parametrize("method", [*SOCKET_PARAMS, "booking.destroy", "", "__class__"])
+async def test_socket_commands_and_unknown_ones_are_unknown_to_the_desk(market: Marketplace, method: str) -> None:
+    person = await market.operator(Role.ADMIN)
+    error = await refusal(market.desk.execute(method, dict(SOCKET_PARAMS.get(method, {})), person, ORIGIN))
+    assert (error.type, error.status, error.code) == ("unknown_method", 404, -32601)
+
+
+# --- owner, status and price are not the client's to say --------------------------------------------------------------
+
+SMUGGLED: JSON = {
+    "id": NOWHERE,
+    "status": "completed",
+    "price": {"amount_minor": 1, "currency": "GBP"},
+    "payout": {"amount_minor": 1, "currency": "GBP"},
+    "customer_id": NOWHERE,
+    "provider_id": NOWHERE,
+    "organisation_id": NOWHERE,
+    "user_id": NOWHERE,
+    "actor_id": NOWHERE,
+    "sender_id": NOWHERE,
+    "owner": NOWHERE,
+    "role": "admin",
+    "roles": ["admin"],
+    "version": 1,
+    "zone_id": "camden",
+    "created_at": "2026-11-24T09:00:00Z",
+    "expires_at": "2026-11-24T09:00:00Z",
+    "__proto__": {},
+}
+
+VALID: Mapping[str, JSON] = {name: rule.params(NOTHING) for name, rule in RULES.items()} | dict(SOCKET_PARAMS)
+
+
+@pytest.mark.parametrize("method", COMMANDS)
+def test_params_refuse_what_they_do_not_know(method: str) -> None:
+    model = COMMANDS[method].params
+    validated(model, VALID[method])
+    for name, value in SMUGGLED.items():
+        if name in model.model_fields:
+            continue
+        if model is session.Ack and isinstance(value, int):
+            continue  # any name is a channel there, and an integer an offset
+        with pytest.raises(InvalidParams) as caught:
+            validated(model, VALID[method] | {name: value})
+        (problem,) = caught.value.details["errors"]
+        assert problem["where"].startswith(name)
+        assert NOWHERE not in str(problem), "values are not echoed"
+
+
+def test_only_these_params_share_a_name_with_what_the_server_decides() -> None:
+    shared = {(name, field) for name, command in COMMANDS.items() for field in command.params.model_fields} & {
+        (name, smuggled) for name in COMMANDS for smuggled in SMUGGLED
+    }
+    assert shared == {
+        ("booking.list", "status"),  # a filter
+        ("booking.transition", "version"),  # what the caller saw
+        ("booking.reschedule", "version"),
+        ("booking.assign", "provider_id"),  # operations say whom
+        ("presence.set", "status"),  # online, away or offline, checked against one's own
+        ("presence.set", "provider_id"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "where", "value"),
+    [
+        ("booking.create", "location", CENTRE.view() | {"zone_id": "camden"}),
+        ("booking.create", "kind", "urgent"),
+        ("booking.create", "location", {"lat": 91, "lon": 0}),
+        ("booking.create", "location", {"lat": float("nan"), "lon": 0}),
+        ("booking.create", "location", {"lat": "51.5", "lon": 0}),
+        ("booking.create", "start", "2026-12-01T10:00:00"),
+        ("booking.create", "start", "tomorrow"),
+        ("booking.create", "start", 1_796_119_200),
+        ("booking.create", "start", "1796119200"),
+        ("booking.create", "start", "9999-12-31T23:59:59Z"),  # an hour later there is no calendar left
+        ("booking.create", "start", "0001-01-01T00:00:00+14:00"),
+        ("booking.create", "key", "with space"),
+        ("booking.create", "key", ""),
+        ("booking.create", "key", "k" * 65),
+        ("booking.create", "notes", "n" * 2001),
+        ("booking.create", "notes", "\ud800"),
+        ("booking.transition", "version", True),
+        ("booking.transition", "version", "2"),
+        ("booking.transition", "version", 0),
+        ("booking.transition", "to", "gone"),
+        ("booking.list", "limit", 101),
+        ("message.send", "text", ""),
+        ("message.send", "text", "x" * 4001),
+        ("message.read", "offset", -1),
+        ("message.read", "offset", 2**63),
+        ("conversation.history", "before", 2**63),  # what JSON can say and SQLite cannot hold
+        ("session.ack", "provider:7", 2**63),
+        ("typing.set", "typing", 1),
+        ("presence.set", "status", "busy"),
+        ("location.publish", "heading_deg", 360),
+        ("location.publish", "accuracy_m", float("inf")),
+    ],
+)
+def test_params_refuse_what_does_not_fit_and_say_where(method: str, where: str, value: object) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        validated(COMMANDS[method].params, VALID[method] | {where: value})
+    assert all(problem["where"].split(".")[0] == where for problem in caught.value.details["errors"])
+
+
+async def test_created_booking_takes_owner_status_and_price_from_the_server(market: Marketplace) -> None:
+    customer = await market.customer()
+    booking = await market.booking(await market.book(customer))
+    assert (booking.customer_id, booking.price.amount_minor) == (customer.user_id, 8_500)
+    for name in ("price", "status", "customer_id", "provider_id"):
+        error = await refusal(market.book(customer, **{name: SMUGGLED[name]}))
+        assert error.type == "invalid_params"
+    assert await market.count(tables.bookings) == 1
+
+
+def test_nobody_registers_as_staff() -> None:
+    account = {"email": "a@b.cd", "password": "long enough 123", "name": "A"}
+    accounts.Register.model_validate(account | {"role": "customer"})
+    for extra in ({"role": "admin"}, {"role": "operations"}, {"role": "customer", "roles": ["admin"]}):
+        with pytest.raises(ValidationError):
+            accounts.Register.model_validate(account | extra)
+
+
+async def _everything(market: Marketplace) -> list[Any]:
+    """Every row that a command could have changed."""
+    watched = ("bookings", "offers", "providers", "messages", "read_marks", "timers", "outbox", "idempotency_keys")
+    return [sorted(map(repr, await market.rows(tables.metadata.tables[name].select()))) for name in watched]

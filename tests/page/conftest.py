@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Self
+
+import pytest
+from playwright.async_api import Browser, async_playwright
+
+from tests.page.three_people import ThreePeople
+from tests.services import ServiceMissing, free_port
+
+START_SECONDS = 40.0
+
+
+class FixnadoServer:
+    """The product as a process of its own. It may be killed and started again on the same port and database."""
+
+    def __init__(self, directory: Path, command: str, settings: dict[str, str]) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self._log = directory / "server.log"
+        self._command = [sys.executable, "-m", "server", command, "--port", str(self.port)]
+        self._environment = {
+            **os.environ,
+            "FIXNADO_DATABASE_URL": f"sqlite+aiosqlite:///{directory / 'page.db'}",
+            "FIXNADO_DRAIN_SECONDS": "0.2",
+            **settings,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
+        give_up_at = time.monotonic() + START_SECONDS
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > give_up_at:
+                raise AssertionError(f"the server did not start:\n{self._log.read_text()[-4000:]}")
+            time.sleep(0.1)
+        return self
+
+    def kill(self) -> None:
+        """As a crash or the kernel would: nothing is said to anybody."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+
+    def stop(self) -> None:
+        """As an operator would: sockets are drained."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}health/ready", timeout=2) as answer:  # noqa: S310 — a URL of our own
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+StartServer = Callable[..., AbstractContextManager[FixnadoServer]]
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> StartServer:
+    """Starts ``fixnado demo`` or ``serve`` with an empty database and settings of the test's own."""
+
+    @contextmanager
+    def start(command: str = "demo", **settings: str) -> Iterator[FixnadoServer]:
+        server = FixnadoServer(tmp_path, command, settings).start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+    return start
+
+
+@pytest.fixture
+def demo(start_server: StartServer) -> Iterator[FixnadoServer]:
+    """A running demo."""
+    with start_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    """The system's Chromium, headless."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        raise ServiceMissing("no Chromium is installed; run .ci/ensure-system, or type: apt-get install chromium")
+    async with async_playwright() as playwright:
+        launched = await playwright.chromium.launch(
+            executable_path=path,
+            # Containers seldom let a browser make sandboxes of its own; only our own page is opened here.
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield launched
+        await launched.close()
+
+
+@pytest.fixture
+async def people(demo: FixnadoServer, browser: Browser) -> AsyncIterator[ThreePeople]:
+    """The demo's page with everybody live."""
+    async with ThreePeople.opened(browser, demo.url) as opened:
+        await opened.all_live()
+        yield opened

@@ -22,6 +22,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -114,6 +115,8 @@ async def _migrate(
             await connection.commit()
     except TimeoutError as error:
         raise Unavailable from error
+    except CommandError as error:
+        raise Unavailable("The database schema is of a newer version than this program.") from error
     except DBAPIError as error:
         if trouble_of(error) is None:
             raise

@@ -10,23 +10,33 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from channels import protocol, topics
-from channels.broker import InProcessBroker
+from channels.broker import Broker, InProcessBroker
+from channels.broker_redis import RedisBroker
+from channels.failover import Follower, State
 from channels.limits import Limits
+from channels.limits_redis import RedisTokenBuckets
+from channels.log_cache import CachedLog
+from channels.presence import NodePresence
+from channels.presence_redis import RedisPresence
 from channels.protocol import CloseCode
 from channels.realtime import Ports, Realtime
+from channels.redis_address import RedisAddress
+from channels.redis_client import RedisClient
 from domain.accounts import Accounts, SessionPolicy
 from domain.catalogue import COMMANDS, TIMERS
 from domain.commands import Desk
 from domain.errors import Unavailable
+from domain.log import Entry, EventLog
 from domain.policy import Policy
 from persistence.database import Database, DatabaseOptions
 from persistence.geometry import ZoneIndex
@@ -56,6 +66,9 @@ from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
 from server.workers import HubAudit, OutboxWatch, Pruner, SocketSweep, TimerWorker, Workers
 
 log = logger(__name__)
+
+NUDGE = "nudge"
+"""What nodes tell the one that sequences: events were committed."""
 
 
 def database_options(settings: Settings) -> DatabaseOptions:
@@ -107,13 +120,15 @@ class Application:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.node_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
+        # Nobody else can hold an embedded database's leases, so a restart need not wait for them to run out.
+        self.holder = "embedded" if settings.embedded else self.node_id
         clock = SystemClock()
         self.metrics = Metrics(methods=COMMANDS, close_codes=list(CloseCode))
         self.workers = Workers()
 
         # What survives.
         self.database = Database(settings.database_url, database_options(settings))
-        self.log = SqlEventLog(self.database)
+        self.log: EventLog = SqlEventLog(self.database)
         zones = ZoneIndex()
         self.transactions: Transactions[SqlUnitOfWork] = Transactions(
             self.database, clock, Units(zones, self._timer_is_set), self._events_are_committed
@@ -140,8 +155,26 @@ class Application:
         )
 
         # What is live.
-        self.broker = InProcessBroker()
+        limits = limits_of(settings)
+        self.broker: Broker = InProcessBroker()
+        self.redis: RedisClient | None = None
+        self.buckets: RedisTokenBuckets | None = None
+        self.presence: RedisPresence | None = None
+        self.cache: CachedLog | None = None
+        if settings.redis_url is not None:
+            self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
+            self.broker = RedisBroker(self.redis)
+            self.log = self.cache = CachedLog(self.log, self.redis)
+            self.presence = RedisPresence(self.node_id, self.broker, lambda: self._nodes())
+            self.buckets = RedisTokenBuckets(
+                self.redis,
+                limits.user_requests_per_second,
+                limits.user_burst_requests,
+                limits.user_debt_requests,
+                limits.buckets,
+            )
         doorman = TokenDoorman(self.tokens, self.accounts)
+        connections = ProviderConnections(self.desk, self.node_id, clock)
         self.realtime = Realtime(
             Ports(
                 log=self.log,
@@ -150,12 +183,14 @@ class Application:
                 doorman=doorman,
                 access=DatabaseAccess(self.database),
                 snapshots=DatabaseSnapshots(self.transactions, self.desk),
-                connections=ProviderConnections(self.desk, self.node_id, clock),
+                connections=connections,
                 acknowledgements=OfferAcknowledgements(self.desk, self.log, clock),
                 clock=clock,
             ),
-            limits_of(settings),
+            limits,
             metrics=LiveMetrics(self.metrics),
+            presence=self.presence,
+            buckets=self.buckets,
             trace=trace,
         )
         self.desk.announcer = self.realtime.announcer
@@ -163,15 +198,22 @@ class Application:
         # What works in the background.
         self.sequencer = Sequencer(
             self.database,
-            # Nobody else can be the holder of an embedded database's lease, so a restart need not wait
-            # for it to run out.
-            "embedded" if settings.embedded else self.node_id,
+            self.holder,
             route=topics.route,
             encode=protocol.encode_event,
-            publish=self.broker.publish,
+            publish=self._publish,
         )
+        self.follower: Follower | None = None
+        if isinstance(self.broker, RedisBroker):
+            self.follower = Follower(
+                self.node_id,
+                self.realtime.hub,
+                self.log,
+                self.broker,
+                lambda: {0} if self.sequencer.leading else (),
+            )
         self.timers = TimerWorker(self.desk, self.transactions, clock, TIMERS)
-        self._sweep = SocketSweep(self.desk, self.node_id, clock)
+        self._sweep = SocketSweep(self.desk, self.node_id, clock, connections.catch_up)
         self._pruner = Pruner(
             self.database,
             clock,
@@ -199,13 +241,19 @@ class Application:
             middleware=middleware(self.settings.allowed_origins),
         )
         policy = DoorPolicy(
-            allowed_origins=frozenset(self.settings.allowed_origins)
-            | frozenset(filter(None, [self.settings.public_url])),
+            allowed_origins=self._origins(),
             trusted_proxies=self.settings.trusted_proxies,
             max_sockets=self.settings.max_sockets,
             max_sockets_per_address=self.settings.max_sockets_per_ip,
         )
         return WithSocket(app, SocketEndpoint(self.realtime, policy))
+
+    def _origins(self) -> frozenset[str]:
+        origins = set(self.settings.allowed_origins)
+        if self.settings.public_url:
+            public = urlsplit(self.settings.public_url)
+            origins.add(f"{public.scheme}://{public.netloc}")
+        return frozenset(origins)
 
     async def start(self) -> None:
         """Everything runs when this returns.
@@ -214,13 +262,25 @@ class Application:
             Unavailable: the database is away, or its schema is not the one this version needs.
         """
         await self._check_schema()
-        self.tokens.ring = await load_key_ring(self.database, self.node_id)
+        self.tokens.ring = await load_key_ring(self.database, self.holder)
+        if self.redis is not None:
+            # The epoch of `control` is different for every database, so nodes of two that share a Redis never meet.
+            await self.redis.start((await self.log.heads([topics.CONTROL]))[topics.CONTROL].epoch)
         await self.realtime.start()
+        if isinstance(self.broker, RedisBroker):
+            await self.broker.hear(NUDGE, lambda _: self.sequencer.nudge())
+        if self.presence is not None:
+            await self.presence.start(NodePresence(self.realtime.hub))
+        if self.buckets is not None:
+            await self.buckets.start()
+        if self.follower is not None:
+            self.workers.start("follower", self.follower.run)
+        else:
+            self.workers.start("audit", HubAudit(self.realtime.hub).run)
         self.workers.start("sequencer", self.sequencer.run)
         self.workers.start("timers", self.timers.run)
         self.workers.start("sockets", self._sweep.run)
         self.workers.start("pruner", self._pruner.run)
-        self.workers.start("audit", HubAudit(self.realtime.hub).run)
         self.workers.start("outbox-watch", self._outbox_watch.run)
         self.workers.start("loop-lag", self._until_stopped(partial(watch_loop_lag, self.metrics)))
 
@@ -228,6 +288,12 @@ class Application:
         """Ends what :meth:`start` began, last first."""
         await self.realtime.stop()
         await self.workers.stop()
+        if self.presence is not None:
+            await self.presence.stop()
+        if self.buckets is not None:
+            await self.buckets.stop()
+        if self.redis is not None:
+            await self.redis.stop()
         self.passwords.close()
         await self.database.close()
 
@@ -244,10 +310,29 @@ class Application:
             raise Unavailable("The database schema is not up to date: run `fixnado migrate`.")
 
     async def _check_broker(self) -> None:
-        """The in-process broker lives as long as the process."""
+        """Redis may be away: then events come from the log, and the node is as ready as before. One that will never do
+        is for the operator to see.
+        """
+        if self.redis is None or self.follower is None:
+            return
+        if self.redis.misconfigured:
+            raise Unavailable(self.redis.problem)
+        if self.follower.state is State.BLIND:
+            raise Unavailable(f"{self.redis.problem}; and events cannot be read from the database either.")
+
+    async def _publish(self, entries: Sequence[Entry]) -> None:
+        await self.broker.publish(entries)
+        if self.cache is not None:
+            self.cache.add(entries)
+
+    def _nodes(self) -> Collection[str]:
+        return () if self.follower is None else self.follower.nodes
 
     def _events_are_committed(self) -> None:
         self.sequencer.nudge()
+        if isinstance(self.broker, RedisBroker) and not self.sequencer.leading:
+            # The node that sequences is another one, and would find the events at its next poll only.
+            self.broker.tell(NUDGE, b"")
 
     def _timer_is_set(self, due_at: datetime) -> None:
         self.timers.note(due_at)

@@ -89,15 +89,15 @@ def demo(
     traffic: Annotated[float, typer.Option(help="Simulated bookings a minute.", min=0, max=6000)] = 0,
 ) -> None:
     """Serve with a small marketplace to try: accounts, a zone, and traffic if you like."""
+    serving.run(_settings(host=host, port=port, workers=workers), partial(_prepare_demo, traffic), migrate=True)
 
-    async def prepare(app: Application, address: str) -> None:
-        await demo_market.seed(app)
-        _welcome(address, traffic)
-        if traffic:
-            crowd = await demo_market.seed_crowd(app, firms_for(traffic))
-            app.workers.start("traffic", partial(simulate, address, crowd, traffic))
 
-    serving.run(_settings(host=host, port=port, workers=workers), prepare, migrate=True)
+async def _prepare_demo(traffic: float, app: Application, address: str) -> None:
+    await demo_market.seed(app)
+    _welcome(address, traffic)
+    if traffic:
+        crowd = await demo_market.seed_crowd(app, firms_for(traffic))
+        app.workers.start("traffic", partial(simulate, address, crowd, traffic))
 
 
 def _welcome(address: str, traffic: float) -> None:

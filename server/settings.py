@@ -22,6 +22,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from channels.redis_address import RedisAddress
+
 PREFIX = "FIXNADO_"
 ENV_FILE = Path(".env.local")
 
@@ -111,7 +113,8 @@ class Settings(BaseModel):
     redis_url: str | None = _text(
         None,
         "Redis that carries events between processes; without it everything stays in this one.",
-        allowed="redis://HOST:PORT/DATABASE, rediss://… or unix://PATH",
+        allowed="redis://HOST:PORT/DATABASE, rediss://…, unix://PATH, redis+sentinel://HOST,HOST/SERVICE or "
+        "redis+cluster://HOST,HOST",
         secret=True,
     )
 
@@ -283,8 +286,8 @@ class Settings(BaseModel):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"rediss?://[^/]+(/\d*)?(\?.*)?|unix://.+", value):
-            raise ValueError
+        if value is not None:
+            RedisAddress.parse(value)
         return value
 
     @model_validator(mode="after")

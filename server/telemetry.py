@@ -36,7 +36,7 @@ MASK: Final = "***"
 MAX_TEXT_CHARACTERS: Final = 16_384
 """Of one value in a log line; the rest is cut."""
 
-_QUIET = ("aiosqlite", "asyncmy", "boto3", "botocore", "sqlalchemy", "urllib3", "websockets")
+_QUIET = ("aiosqlite", "alembic", "asyncmy", "boto3", "botocore", "sqlalchemy", "urllib3", "websockets")
 """Their debug lines carry parameters, frames and headers: not below warning, whatever the level of the process."""
 
 _SECRET_NAME = re.compile(

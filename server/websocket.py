@@ -10,16 +10,17 @@ Cookies are not looked at: who a client is, it says in ``session.connect``.
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
 from channels.protocol import SUBPROTOCOL, CloseCode
 from channels.realtime import Realtime
+from domain.errors import FixnadoError, TooManyRequests
+from server.http import NoSuchPage, problem
+from server.telemetry import sane_correlation_id
 from server.uvicorn_protocol import TRANSPORT, LentTransport
 
 Scope = MutableMapping[str, Any]
@@ -38,6 +39,33 @@ _SECRET_PARAMETERS = frozenset(
 _LOOKS_LIKE_A_JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 _ORIGIN = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+class TokenInUrl(FixnadoError):
+    """URLs end up in logs and histories."""
+
+    type = "token_in_url"
+    status = 400
+    code = -32600
+    default_message = "A token never goes into a URL: send it in session.connect."
+
+
+class ForeignOrigin(FixnadoError):
+    """A page of another site may not open a socket in a visitor's name."""
+
+    type = "foreign_origin"
+    status = 403
+    code = -32003
+    default_message = "This origin may not open a socket."
+
+
+class NoRoom(FixnadoError):
+    """This node takes no more sockets now; another may."""
+
+    type = "no_room"
+    status = 503
+    retryable = True
+    default_message = "Too many sockets are open."
 
 
 def networks(proxies: Iterable[str]) -> tuple[Network, ...]:
@@ -121,12 +149,12 @@ class Slots:
         self._by_address: dict[str, int] = {}
         self.taken = 0
 
-    def refusal(self, address: str) -> HTTPStatus | None:
+    def refusal(self, address: str) -> FixnadoError | None:
         """Why there is no slot for this address, if there is none."""
         if self.taken >= self._policy.max_sockets:
-            return HTTPStatus.SERVICE_UNAVAILABLE
+            return NoRoom(retry_after_seconds=RETRY_AFTER_SECONDS)
         if self._by_address.get(_block(address), 0) >= self._policy.max_sockets_per_address:
-            return HTTPStatus.TOO_MANY_REQUESTS
+            return TooManyRequests(RETRY_AFTER_SECONDS, "Too many sockets are open from this address.")
         return None
 
     def take(self, address: str) -> Callable[[], None]:
@@ -158,8 +186,7 @@ class SocketEndpoint:
         address = self._forwarded.client(scope)
         refusal = self._refusal(scope, address)
         if refusal is not None:
-            status, why = refusal
-            await refuse(send, status, why)
+            await refuse(scope, send, refusal)
             return
         transport: LentTransport = scope["extensions"][TRANSPORT]
         free = self.slots.take(address)
@@ -175,17 +202,14 @@ class SocketEndpoint:
         if not wanted:
             session.close(CloseCode.UNSUPPORTED_SUBPROTOCOL)
 
-    def _refusal(self, scope: Scope, address: str) -> tuple[HTTPStatus, str] | None:
+    def _refusal(self, scope: Scope, address: str) -> FixnadoError | None:
         if _has_secret(scope["query_string"]):
-            return HTTPStatus.BAD_REQUEST, "A token never goes into a URL: send it in session.connect."
+            return TokenInUrl()
         if not self._origin_is_fine(scope):
-            return HTTPStatus.FORBIDDEN, "This origin may not open a socket."
+            return ForeignOrigin()
         if self._realtime.draining:
-            return HTTPStatus.SERVICE_UNAVAILABLE, "The server is going away. Try again."
-        no_slot = self.slots.refusal(address)
-        if no_slot is not None:
-            return no_slot, "Too many sockets are open."
-        return None
+            return NoRoom("The server is going away. Try again.", retry_after_seconds=RETRY_AFTER_SECONDS)
+        return self.slots.refusal(address)
 
     def _origin_is_fine(self, scope: Scope) -> bool:
         origins = _headers(scope, b"origin")
@@ -215,17 +239,17 @@ class WithSocket:
             await self._endpoint(scope, receive, send)
         else:
             await receive()
-            await refuse(send, HTTPStatus.NOT_FOUND, "There is no socket here.")
+            await refuse(scope, send, NoSuchPage("There is no socket here."))
 
 
-async def refuse(send: Send, status: HTTPStatus, why: str) -> None:
+async def refuse(scope: Scope, send: Send, error: FixnadoError) -> None:
     """Answer a handshake with a problem document (RFC 9457) in place of the upgrade."""
-    problem = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": why}
-    headers = [(b"content-type", b"application/problem+json"), (b"cache-control", b"no-store")]
-    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
-        headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
-    await send({"type": "websocket.http.response.start", "status": status.value, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": json.dumps(problem).encode()})
+    given = _headers(scope, b"x-correlation-id")
+    correlation_id = sane_correlation_id(given[0] if len(given) == 1 else None)
+    answer = problem(error, correlation_id)
+    headers = [*answer.raw_headers, (b"x-correlation-id", correlation_id.encode())]
+    await send({"type": "websocket.http.response.start", "status": answer.status_code, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": answer.body})
 
 
 def _headers(scope: Scope, name: bytes) -> list[str]:

@@ -19,7 +19,6 @@ from channels.hub import Hub
 from domain import availability
 from domain.commands import Desk
 from domain.context import Context
-from domain.errors import Unavailable
 from domain.ports import Clock, Timer
 from domain.types import JSON, Origin, new_id
 from persistence.database import Database
@@ -61,6 +60,7 @@ class Workers:
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=deadline_seconds)
             for task in late:
+                log.warning("worker_cancelled", worker=task.get_name())
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
@@ -152,9 +152,8 @@ class TimerWorker:
         with correlated(origin):
             try:
                 await self._desk.run_as_system(work, origin)
-            except Unavailable:
-                raise
             except Exception:
+                # When the database itself is away, putting off fails as well, and the worker starts anew with a pause.
                 log.exception("timer_failed", timers=[timer.name for timer in claimed])
                 for timer in claimed:
                     await self._transactions.write(_put_off(timer, self._clock), origin)

@@ -112,6 +112,7 @@ async def test_timer_does_its_work_once_though_two_nodes_see_it(market: Marketpl
     await market.firms(6)
     booking_id = await market.book(await market.customer())
     market.clock.advance(30)
+    await market.warm()
     ran = await asyncio.gather(market.run_timers(), market.run_timers(), market.run_timers())
     assert [*ran[0], *ran[1], *ran[2]] == [f"dispatch:{booking_id}"]
     assert await waves(market, booking_id) == [1, 3]

@@ -62,7 +62,9 @@ async def send_wave(
     if zone is None:
         return await _call_for_rescue(ctx, booking)
     during = await _wanted_time(ctx, booking, service)
-    chosen = choose(booking, zone, await ctx.uow.market.candidates(booking, during), ctx)
+    chosen = choose(
+        booking, zone, await ctx.uow.market.candidates(booking, during, soon=moves.is_soon(ctx, during)), ctx
+    )
     if not chosen:
         await _wake_at(ctx, booking, policy.empty_wave_retry_seconds)
         return booking
@@ -234,7 +236,12 @@ async def assign_by_force(ctx: Context, params: AssignBooking) -> JSON:
         await _check_free(ctx, booking, provider)
     live = await ctx.uow.offers.live_of_booking(booking.id)
     after = await moves.assign(ctx, booking, provider, frozenset({Party.OPERATIONS}))
-    await moves.withdraw(ctx, live, "taken")
+    own = [offer for offer in live if offer.provider_id == provider.id]
+    for offer in own:
+        # It was asked already: the decision answers for it, and its own acceptance, if it comes, is a success.
+        await ctx.uow.offers.close_all([replace(offer, status=OfferStatus.ACCEPTED, closed_at=ctx.now)])
+        ctx.uow.record(offers.event(offer, "offer.accepted", ctx.now))
+    await moves.withdraw(ctx, [offer for offer in live if offer not in own], "taken")
     return {"booking": bookings.view(after, ctx.policy.response_target_seconds)}
 
 
@@ -249,8 +256,7 @@ async def _check_free(ctx: Context, booking: Booking, provider: Provider) -> Non
     if not provider.verified:
         raise NotVerified
     during = await _wanted_time(ctx, booking)
-    on_demand = booking.kind is Kind.ON_DEMAND
-    if await ctx.uow.bookings.clashes(provider.id, during, on_demand=on_demand, except_id=booking.id):
+    if await ctx.uow.bookings.clashes(provider.id, during, soon=moves.is_soon(ctx, during), except_id=booking.id):
         raise SlotTaken
 
 

@@ -123,7 +123,9 @@ async def reschedule(ctx: Context, params: RescheduleBooking) -> JSON:
     if booking.provider_id is not None:
         # The provider's row is the lock under which its jobs are kept from overlapping.
         await ctx.uow.market.lock_provider(booking.provider_id)
-        if await ctx.uow.bookings.clashes(booking.provider_id, slot, on_demand=False, except_id=booking.id):
+        if await ctx.uow.bookings.clashes(
+            booking.provider_id, slot, soon=moves.is_soon(ctx, slot), except_id=booking.id
+        ):
             raise SlotTaken
     after = replace(booking, slot=slot, version=booking.version + 1, updated_at=ctx.now)
     await ctx.uow.bookings.save(after)

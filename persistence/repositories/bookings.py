@@ -19,7 +19,7 @@ from persistence.unit_of_work import UnitOfWork
 
 _GET = select(bookings).where(bookings.c.id == bindparam("booking"))
 _LOCK = _GET.with_for_update()
-_CLASH = {on_demand: select(clash(bindparam("provider"), on_demand=on_demand)) for on_demand in (True, False)}
+_CLASH = {soon: select(clash(bindparam("provider"), soon=soon)) for soon in (True, False)}
 _UNDER_WAY = (
     select(bookings)
     .where(bookings.c.provider_id == bindparam("provider"), bookings.c.status.in_(sorted(UNDER_WAY)))
@@ -124,9 +124,9 @@ class SqlBookings:
             query = query.where(bookings.c.id < literal(before))
         return [_booking(row) for row in await self._connection.execute(query)]
 
-    async def clashes(self, provider_id: str, during: Interval, *, on_demand: bool, except_id: str) -> bool:
+    async def clashes(self, provider_id: str, during: Interval, *, soon: bool, except_id: str) -> bool:
         bound = {"provider": provider_id, "from_": during.start, "until": during.end, "except_": except_id}
-        return bool((await self._connection.execute(_CLASH[on_demand], bound)).scalar_one())
+        return bool((await self._connection.execute(_CLASH[soon], bound)).scalar_one())
 
     async def under_way(self, provider_id: str) -> Sequence[Booking]:
         return [_booking(row) for row in await self._connection.execute(_UNDER_WAY, {"provider": provider_id})]

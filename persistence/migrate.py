@@ -94,7 +94,9 @@ def _config() -> Config:
 async def _migrate(
     url: str, options: DatabaseOptions | None, on_progress: Progress, run: Callable[[Config], None]
 ) -> None:
-    patient = replace(options or DatabaseOptions(), lock_timeout_seconds=LOCK_WAIT_SECONDS)
+    patient = replace(
+        options or DatabaseOptions(), lock_timeout_seconds=LOCK_WAIT_SECONDS, statement_timeout_seconds=None
+    )
     database = Database(url, patient)
     config = _config()
     config.attributes["on_version_apply"] = lambda step, **_: on_progress(

@@ -80,7 +80,12 @@ async def test_a_duplicate_is_told_from_other_integrity_errors(database: Databas
         await _add(connection, "a")
 
     async def stranger(connection: AsyncConnection) -> None:
-        await connection.execute(text("INSERT INTO provider_skills (provider_id, service_id) VALUES ('x', 'y')"))
+        await connection.execute(
+            text(
+                "INSERT INTO refresh_tokens (token_hash, session_id, issued_at, expires_at)"
+                " VALUES ('x', 'y', '2026-11-24', '2026-11-25')"
+            )
+        )
 
     with pytest.raises(IntegrityError) as duplicate:
         await database.write(twice)

@@ -124,7 +124,8 @@ def test_a_port_that_is_taken_is_said(fixnado: CommandLine) -> None:
 
 
 def assert_away(done: Done) -> None:
-    assert "the database does not answer" in the_line(done)
+    line = r"MySQL at 127\.0\.0\.1:\d+ does not answer; FIXNADO_DATABASE_URL says where it is looked for"
+    assert re.fullmatch(line, the_line(done))
     assert "hidden-secret" not in done.stdout + done.stderr
 
 

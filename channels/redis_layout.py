@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ class RedisAway(Exception):
 
 
 class WrongRedis(RedisAway):
-    """It answers, and it will not do: a replica, a refused password, another kind of server. Waiting does not help."""
+    """It answers, and it will not do: a replica, a refused password or certificate, another kind of server. Waiting
+    does not help.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,11 @@ async def connect(
         await close(connection)
         if isinstance(error, RedisAway | asyncio.CancelledError):
             raise
+        if isinstance(error, TimeoutError) and address.tls is not None:
+            # A server in plain text waits for the end of a line that a TLS greeting rarely has.
+            raise RedisAway(
+                f"Redis at {endpoint} does not answer in time; one without TLS never will, and needs redis://"
+            ) from error
         raise explained(error, endpoint) from error
     return connection
 
@@ -114,6 +122,9 @@ def explained(error: BaseException, endpoint: Endpoint) -> RedisAway:
     """The error as a line for the operator."""
     if isinstance(error, RedisAway):
         return error
+    refused_tls = _tls_trouble(error, endpoint)
+    if refused_tls is not None:
+        return refused_tls
     if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
         return WrongRedis(f"Redis at {endpoint} refuses the user name or the password")
     if isinstance(error, TimeoutError):
@@ -121,6 +132,19 @@ def explained(error: BaseException, endpoint: Endpoint) -> RedisAway:
     if isinstance(error, ResponseError) and "unknown command" in str(error).lower():
         return WrongRedis(f"Redis at {endpoint} is too old: version 6.2 is needed, 7.0 for a cluster")
     return RedisAway(f"Redis at {endpoint} is away: {str(error) or type(error).__name__}")
+
+
+def _tls_trouble(error: BaseException, endpoint: Endpoint) -> WrongRedis | None:
+    """What TLS objects to, which redis-py wraps into an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            why = str(cause.verify_message).rstrip(".") or "it cannot be verified"
+            return WrongRedis(f"the certificate of Redis at {endpoint} is not accepted: {why}")
+        if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+            return WrongRedis(f"Redis at {endpoint} does not speak TLS: use redis:// instead of rediss://")
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 async def discover(address: RedisAddress, known: Sequence[Endpoint], timeout_seconds: float) -> Layout:

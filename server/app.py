@@ -47,7 +47,8 @@ from persistence.sequencer import Sequencer
 from persistence.unit_of_work import Transactions
 from server import specs
 from server.clock import SystemClock
-from server.http import Surface, middleware
+from server.diagnosis import database_trouble
+from server.http import Check, Surface, middleware
 from server.keys import load_key_ring
 from server.live import (
     DatabaseAccess,
@@ -59,6 +60,7 @@ from server.live import (
     trace,
 )
 from server.passwords import Passwords
+from server.readings import Readings
 from server.settings import Settings
 from server.telemetry import Metrics, logger, watch_loop_lag
 from server.tokens import KeyRing, SigningKey, Tokens
@@ -66,6 +68,9 @@ from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
 from server.workers import HubAudit, OutboxWatch, Pruner, SocketSweep, TimerWorker, Workers
 
 log = logger(__name__)
+
+SEQUENCING_LATE_SECONDS = 10.0
+"""A sequencer that died is replaced within five seconds; an event that waits for longer is a sign of trouble."""
 
 NUDGE = "nudge"
 """What nodes tell the one that sequences: events were committed."""
@@ -77,9 +82,20 @@ def database_options(settings: Settings) -> DatabaseOptions:
     return DatabaseOptions(
         pool_size=settings.database_pool_size,
         transaction_timeout_seconds=settings.database_timeout_seconds,
+        statement_timeout_seconds=settings.database_timeout_seconds,
         tls=settings.database_tls,
         tls_ca_file=Path(ca_file) if ca_file else None,
     )
+
+
+async def check_schema(database: Database) -> None:
+    """Make sure that the database is at the migration this version needs.
+
+    Raises:
+        Unavailable: it is not, or is away.
+    """
+    if not await is_current(database):
+        raise Unavailable("The database schema is not up to date: run `fixnado migrate`.")
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -158,11 +174,13 @@ class Application:
         limits = limits_of(settings)
         self.broker: Broker = InProcessBroker()
         self.redis: RedisClient | None = None
+        self._redis_was_well = False
         self.buckets: RedisTokenBuckets | None = None
         self.presence: RedisPresence | None = None
         self.cache: CachedLog | None = None
         if settings.redis_url is not None:
             self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
+            self.redis.on_change(self._note_redis)
             self.broker = RedisBroker(self.redis)
             self.log = self.cache = CachedLog(self.log, self.redis)
             self.presence = RedisPresence(self.node_id, self.broker, lambda: self._nodes())
@@ -223,6 +241,16 @@ class Application:
         )
         self._outbox_watch = OutboxWatch(self.database, self.sequencer, self.metrics)
 
+        self.metrics.registry.register(
+            Readings(
+                database=self.database,
+                sequencer=self.sequencer,
+                follower=self.follower,
+                redis=self.redis,
+                cache=self.cache,
+            )
+        )
+
         # What faces the network.
         self.surface = Surface(
             accounts=self.accounts,
@@ -261,7 +289,7 @@ class Application:
         Raises:
             Unavailable: the database is away, or its schema is not the one this version needs.
         """
-        await self._check_schema()
+        await self.check_schema()
         self.tokens.ring = await load_key_ring(self.database, self.holder)
         if self.redis is not None:
             # The epoch of `control` is different for every database, so nodes of two that share a Redis never meet.
@@ -301,24 +329,52 @@ class Application:
         """Sends the sockets away before the process ends; see :meth:`channels.realtime.Realtime.drain`."""
         await self.realtime.drain(self.settings.drain_seconds, self.settings.shutdown_deadline_seconds)
 
-    def checks(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+    def checks(self) -> Mapping[str, Check]:
         """What readiness asks, by name."""
-        return {"database": self.database.ping, "schema": self._check_schema, "broker": self._check_broker}
+        return {
+            "database": self._check_database,
+            "schema": self.check_schema,
+            "broker": self._check_broker,
+            "sequencing": self._check_sequencing,
+        }
 
-    async def _check_schema(self) -> None:
-        if not await is_current(self.database):
-            raise Unavailable("The database schema is not up to date: run `fixnado migrate`.")
+    async def check_schema(self) -> None:
+        """See :func:`check_schema`."""
+        await check_schema(self.database)
 
-    async def _check_broker(self) -> None:
-        """Redis may be away: then events come from the log, and the node is as ready as before. One that will never do
-        is for the operator to see.
+    async def _check_database(self) -> None:
+        try:
+            await self.database.ping()
+        except Unavailable as error:
+            raise Unavailable(database_trouble(error, self.settings)) from error
+
+    async def _check_broker(self) -> str | None:
+        """Redis may be away: then events come from the log, a little later, and the node is as ready as before.
+
+        One that will never do keeps a new node out of service, so that a rollout with a wrong setting stops by itself.
+        A node that was well once stays: were all to leave because a certificate ran out, nobody would serve.
         """
         if self.redis is None or self.follower is None:
-            return
-        if self.redis.misconfigured:
-            raise Unavailable(self.redis.problem)
+            return None
         if self.follower.state is State.BLIND:
-            raise Unavailable(f"{self.redis.problem}; and events cannot be read from the database either.")
+            why = self.redis.problem or "heartbeats are overdue"
+            raise Unavailable(f"{why}; and events cannot be read from the database either")
+        if not self._redis_was_well and (self.redis.misconfigured or self.redis.problem is None):
+            raise Unavailable(self.redis.problem or "the first attempt to reach Redis has not ended yet")
+        if self.redis.problem is not None:
+            return f"tailing: {self.redis.problem}; events come from the database, a little later"
+        if self.follower.state is State.TAILING:
+            return "tailing: heartbeats are overdue; events come from the database, a little later"
+        return None
+
+    async def _check_sequencing(self) -> str | None:
+        waiting = self._outbox_watch.oldest_seconds
+        if waiting > SEQUENCING_LATE_SECONDS:
+            return f"the oldest event has waited for {waiting:.0f} s to be sequenced"
+        return None
+
+    def _note_redis(self) -> None:
+        self._redis_was_well = self._redis_was_well or (self.redis is not None and self.redis.connected)
 
     async def _publish(self, entries: Sequence[Entry]) -> None:
         await self.broker.publish(entries)

@@ -14,6 +14,7 @@ import uvloop
 
 from persistence.migrate import upgrade
 from server.app import Application, database_options
+from server.diagnosis import database_explained
 from server.processes import Processes, Worker, WorkersFailed, own_listeners
 from server.settings import Settings
 from server.telemetry import configure_logging, logger
@@ -49,7 +50,8 @@ def run(settings: Settings, prepare: Prepare | None = None, *, migrate: bool = F
         uvloop.run(_serve(settings, [listener], prepare, migrate=migrate or settings.embedded))
         return
     if migrate:
-        asyncio.run(upgrade(settings.database_url, database_options(settings)))
+        with database_explained(settings):
+            asyncio.run(upgrade(settings.database_url, database_options(settings)))
     try:
         own = own_listeners(settings.host, settings.port, settings.workers)
         # As long as one process may take, and a moment to start up or tear down.
@@ -86,10 +88,12 @@ async def _serve(
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     if migrate:
-        await upgrade(settings.database_url, database_options(settings))
+        with database_explained(settings):
+            await upgrade(settings.database_url, database_options(settings))
     app = Application(settings)
     try:
-        await app.start()
+        with database_explained(settings):
+            await app.start()
         if prepare is not None:
             host, port = listeners[0].getsockname()[:2]
             await prepare(app, f"http://{f'[{host}]' if ':' in host else host}:{port}")

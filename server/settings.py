@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -104,7 +105,7 @@ class Settings(BaseModel):
     database_ca_file: str | None = _text(
         None,
         "PEM file with the authority of MySQL's certificate; without it the system's authorities count.",
-        allowed="the path of a readable PEM file",
+        allowed="the path of a readable PEM file with a certificate",
     )
     database_pool_size: int = _count(10, "Connections to MySQL that one process keeps.", most=500)
     database_timeout_seconds: float = _number(
@@ -279,8 +280,11 @@ class Settings(BaseModel):
     @field_validator("database_ca_file")
     @classmethod
     def _ca_file(cls, value: str | None) -> str | None:
-        if value is not None and not os.access(value, os.R_OK):
-            raise ValueError
+        if value is not None:
+            try:
+                ssl.create_default_context(cafile=value)
+            except OSError:  # not there, not readable, or no certificate in it
+                raise ValueError from None
         return value
 
     @field_validator("redis_url")

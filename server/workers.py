@@ -27,6 +27,7 @@ from persistence.log import prune
 from persistence.outbox import outbox_stats
 from persistence.repositories import SqlUnitOfWork
 from persistence.sequencer import Sequencer, SequencerCounts
+from persistence.timers import overdue_timers
 from persistence.unit_of_work import Transactions
 from server.telemetry import Metrics, correlated, logger
 
@@ -243,20 +244,30 @@ class HubAudit:
 
 
 class OutboxWatch:
-    """Measures how far sequencing is behind."""
+    """Measures how far sequencing and timers are behind.
+
+    Attributes:
+        oldest_seconds: age of the oldest event without an offset when last looked at.
+    """
 
     def __init__(self, database: Database, sequencer: Sequencer, metrics: Metrics, every_seconds: float = 2.0) -> None:
         self._database = database
         self._sequencer = sequencer
         self._counted = SequencerCounts()
         self._metrics = metrics
+        self.oldest_seconds = 0.0
         self._every_seconds = every_seconds
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             stats = await outbox_stats(self._database)
             self._metrics.outbox_rows.set(stats.rows)
+            self._metrics.outbox_parked_rows.set(stats.parked)
             self._metrics.outbox_oldest_seconds.set(stats.oldest_age_seconds)
+            self.oldest_seconds = stats.oldest_age_seconds
+            overdue = await overdue_timers(self._database)
+            self._metrics.timers_overdue.set(overdue.timers)
+            self._metrics.timers_oldest_overdue_seconds.set(overdue.oldest_seconds)
             self._count()
             await pause(stop, self._every_seconds)
 

@@ -109,7 +109,8 @@ class SqlBookings:
             raise Conflict
 
     async def save_wave(self, booking: Booking) -> None:
-        await self._connection.execute(update(bookings).where(bookings.c.id == booking.id).values(wave=booking.wave))
+        values = {"wave": booking.wave} | updated(self._unit)
+        await self._connection.execute(update(bookings).where(bookings.c.id == booking.id).values(values))
 
     async def of(self, actor: Actor, status: Status | None, before: str | None, limit: int) -> Sequence[Booking]:
         query = select(bookings).order_by(bookings.c.id.desc()).limit(limit)
@@ -142,9 +143,8 @@ class SqlBookings:
             booking_declines.c.booking_id == booking_id, booking_declines.c.provider_id == provider_id
         )
         if not (await self._connection.execute(select(there))).scalar_one():
-            await self._connection.execute(
-                insert(booking_declines), {"booking_id": booking_id, "provider_id": provider_id}
-            )
+            row = {"booking_id": booking_id, "provider_id": provider_id}
+            await self._connection.execute(insert(booking_declines), row | created(self._unit))
 
 
 def _booking(row: Row[Any]) -> Booking:

@@ -178,10 +178,10 @@ class SqlMarket:
         row = {"id": provider.id, "organisation_id": provider.organisation_id} | _provider_row(provider)
         await self._connection.execute(insert(providers), row | created(self._unit))
         if skills:
-            rows = [{"provider_id": provider.id, "service_id": skill} for skill in skills]
+            rows = [{"provider_id": provider.id, "service_id": skill} | created(self._unit) for skill in skills]
             await self._connection.execute(insert(provider_skills), rows)
         if zones:
-            rows = [{"provider_id": provider.id, "zone_id": zone} for zone in zones]
+            rows = [{"provider_id": provider.id, "zone_id": zone} | created(self._unit) for zone in zones]
             await self._connection.execute(insert(provider_zones), rows)
 
     async def provider(self, provider_id: str) -> Provider | None:

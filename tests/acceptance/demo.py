@@ -76,8 +76,8 @@ class Demo:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> None:
-        """Starts and waits until ``/health/ready`` says 200.
+    def start(self, page: str = "/health/ready") -> None:
+        """Starts and waits until the page answers 200: that it is ready, unless a test wants less.
 
         Raises:
             RuntimeError: it ended, or was not ready in time; the end of its output is in the message.
@@ -96,16 +96,16 @@ class Demo:
             )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.is_running():
-            if self.is_ready():
+            if self.is_ready(page):
                 return
             time.sleep(0.05)
         state = "was not ready in time" if self.is_running() else "ended at start"
         self.kill()
         raise RuntimeError(f"the demo {state}:\n{self.output()[-3000:]}")
 
-    def is_ready(self) -> bool:
+    def is_ready(self, page: str = "/health/ready") -> bool:
         try:
-            with urllib.request.urlopen(f"{self.base}/health/ready", timeout=2) as reply:  # noqa: S310 — http above
+            with urllib.request.urlopen(f"{self.base}{page}", timeout=2) as reply:  # noqa: S310 — http above
                 return bool(reply.status == 200)
         except (urllib.error.URLError, OSError):
             return False

@@ -234,7 +234,7 @@ async def test_a_wrong_password_and_an_untrusted_certificate_are_told_apart() ->
         for url, line in (
             (server.url.replace("1@", "2@"), "refuses the user name or the password"),
             (server.url.replace("%2F1@", "@").replace(":p%40ss%3Aw%C3%B6rd@", ""), "refuses the user name"),
-            (server.url.partition("?")[0], "certificate verify failed"),
+            (server.url.partition("?")[0], "is not accepted: self-signed certificate"),
             (f"redis://127.0.0.1:{server.port}/0", "is away"),
         ):
             problem = await problem_of(url)

@@ -124,7 +124,8 @@ def test_a_port_that_is_taken_is_said(fixnado: CommandLine) -> None:
 
 
 def assert_away(done: Done) -> None:
-    assert "the database does not answer" in the_line(done)
+    line = r"MySQL at 127\.0\.0\.1:\d+ does not answer; FIXNADO_DATABASE_URL says where it is looked for"
+    assert re.fullmatch(line, the_line(done))
     assert "hidden-secret" not in done.stdout + done.stderr
 
 
@@ -150,6 +151,30 @@ def test_a_server_without_its_database_does_not_start(tmp_path: Path) -> None:
 def test_a_database_file_that_cannot_be_is_said(fixnado: CommandLine) -> None:
     done = fixnado("migrate", database_url="sqlite+aiosqlite:////proc/nowhere/fixnado.db")
     assert "/proc/nowhere" in the_line(done)
+
+
+def test_mysql_without_tls_is_said_with_the_setting_that_allows_it(fixnado: CommandLine, mariadb: MariaDB) -> None:
+    line = the_line(fixnado("migrate", database_url=mariadb.url("mysql")))
+    assert line == (
+        f"MySQL at 127.0.0.1:{mariadb.port} offers no TLS, which is required; "
+        "FIXNADO_DATABASE_TLS=off would allow plain text"
+    )
+
+
+def test_a_user_of_the_database_who_may_not_migrate_is_said(fixnado: CommandLine, mariadb: MariaDB) -> None:
+    name = asyncio.run(mariadb.create_database())
+    grant = f"GRANT SELECT ON {name}.* TO 'reader'@'%' IDENTIFIED BY 'hidden-secret'"
+    asyncio.run(mariadb.execute(grant))
+    url = mariadb.url(name).replace("root@", "reader:hidden-secret@")
+    done = fixnado("migrate", database_url=url, database_tls="off")
+    assert "refuses 'reader': a wrong password, or no right to the database" in the_line(done)
+    assert "hidden-secret" not in done.stdout + done.stderr
+
+
+def test_a_certificate_file_without_a_certificate_is_said(fixnado: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nonsense")
+    line = the_line(fixnado("migrate", database_ca_file="ca.pem"))
+    assert line == "FIXNADO_DATABASE_CA_FILE='ca.pem': must be the path of a readable PEM file with a certificate"
 
 
 def test_a_schema_that_is_not_there_is_said(tmp_path: Path, mariadb: MariaDB) -> None:
@@ -184,6 +209,43 @@ def test_a_schema_of_a_newer_version_is_said(fixnado: CommandLine, tmp_path: Pat
     with closing(sqlite3.connect(tmp_path / "var" / "fixnado.db")) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     assert "schema" in the_line(fixnado("migrate"))
+
+
+def test_migrate_says_what_it_applies_and_nothing_else(fixnado: CommandLine, mariadb: MariaDB) -> None:
+    url = mariadb.url(asyncio.run(mariadb.create_database()))
+    done = fixnado("migrate", database_url=url, database_tls="off")
+    assert (done.returncode, done.stderr) == (0, "")
+    *applied, summary = done.stdout.splitlines()
+    assert [re.fullmatch(r"  applied \d{4} \w.*", line) is not None for line in applied] == [True] * len(applied)
+    assert summary == f"Done: {len(applied)} applied."
+
+
+def test_epochs_are_renewed_only_when_every_node_is_stopped(fixnado: CommandLine, tmp_path: Path) -> None:
+    def epochs() -> dict[str, str]:
+        with closing(sqlite3.connect(tmp_path / "var" / "fixnado.db")) as connection:
+            return dict(connection.execute("SELECT channel, epoch FROM channel_heads").fetchall())
+
+    def change(statement: str) -> None:
+        with closing(sqlite3.connect(tmp_path / "var" / "fixnado.db")) as connection, connection:
+            connection.execute(statement)
+
+    assert the_line(fixnado("epochs", "renew", "--yes")).endswith("run `fixnado migrate`.")
+    assert fixnado("migrate").returncode == 0
+    change("INSERT INTO channel_heads (channel, epoch, offset, floor) VALUES ('user:1', 'old', 7, 0)")
+    change("INSERT INTO leases VALUES ('sequencer/0', 'node-a', 3, '2999-01-01 00:00:00.000000')")
+    line = the_line(fixnado("epochs", "renew", "--yes"))
+    assert line == "a node still runs (node-a): stop every node first"
+    assert epochs() == {"user:1": "old"}
+    change("UPDATE leases SET expires_at = '2020-01-01 00:00:00.000000'")
+    done = fixnado("epochs", "renew", "--yes")
+    assert (done.returncode, done.stdout.strip()) == (0, "Done: 1 channels have new epochs. Nodes may start.")
+    assert epochs()["user:1"] != "old"
+
+
+def test_epochs_are_not_renewed_without_a_yes(tmp_path: Path) -> None:
+    done = process(tmp_path, "epochs", "renew")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
 
 
 # --- a running demo ---------------------------------------------------------------------------------------------------

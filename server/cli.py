@@ -1,10 +1,11 @@
-"""The command line: ``fixnado serve``, ``demo``, ``migrate``, ``user add``, ``watch``, ``settings``, ``specs``."""
+"""The command line: ``fixnado serve``, ``demo``, ``migrate``, ``user``, ``keys``, ``watch``, ``settings``, …"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated, Any, NoReturn
 
@@ -15,13 +16,16 @@ from rich.panel import Panel
 from rich.table import Table
 
 from domain.accounts import Email
+from domain.credentials import Credentials
 from domain.errors import FixnadoError, Unavailable
 from domain.identity import Role
 from domain.types import Origin
 from persistence.migrate import upgrade
+from persistence.vault import WrongMasterKey
 from server import demo as demo_market
 from server import serving, specs
 from server.app import Application, database_options
+from server.key_commands import key_commands
 from server.robot import RobotError
 from server.settings import Settings, SettingsError
 from server.simulator import firms_for, simulate
@@ -54,7 +58,7 @@ def main() -> None:
     """Entry point: whatever goes wrong is one line for a person, never a traceback."""
     try:
         cli()
-    except (SettingsError, serving.CannotServe, RobotError) as error:
+    except (SettingsError, serving.CannotServe, RobotError, WrongMasterKey) as error:
         _fail(str(error))
     except Unavailable as error:
         # The general message is for clients of the API; at the command line it is the operator who reads.
@@ -73,6 +77,9 @@ def _fail(line: str) -> NoReturn:
 def _settings(**overrides: Any) -> Settings:
     environ = {name: value for name, value in os.environ.items() if name not in {NEW_USER_PASSWORD, WATCH_PASSWORD}}
     return Settings.load(environ, overrides=overrides)
+
+
+cli.add_typer(key_commands(_settings, console), name="keys")
 
 
 @cli.command()
@@ -164,6 +171,31 @@ def add_user(
             app.passwords.close()
 
     console.print(f"Added {address} as {role.value}: {asyncio.run(add())}", highlight=False)
+
+
+@users.command()
+def disable(email: str) -> None:
+    """Close an account: nobody signs in to it, and whoever is in is out within a second."""
+    asyncio.run(_with_credentials(lambda credentials: credentials.disable(email, Origin("cli", actor_id="cli"))))
+    console.print(f"{email} is disabled.", highlight=False)
+
+
+@users.command()
+def enable(email: str) -> None:
+    """Open a disabled account again."""
+    asyncio.run(_with_credentials(lambda credentials: credentials.enable(email, Origin("cli", actor_id="cli"))))
+    console.print(f"{email} is enabled.", highlight=False)
+
+
+async def _with_credentials(work: Callable[[Credentials], Awaitable[None]]) -> None:
+    app = Application(_settings())
+    try:
+        await app.checks()["schema"]()
+        await work(app.credentials)
+    finally:
+        app.passwords.close()
+        app.aws.close()
+        await app.database.close()
 
 
 @cli.command()

@@ -87,6 +87,10 @@ class Forwarded:
         ip = _ip(address)
         return ip is not None and any(ip in network for network in self._trusted)
 
+    def is_behind_proxy(self, scope: Scope) -> bool:
+        """Whether the connection comes from a trusted proxy, whose own headers count."""
+        return bool(self._trusted) and self._is_trusted(_peer(scope))
+
     def client(self, scope: Scope) -> str:
         """The client's address: the last one in ``X-Forwarded-For`` that is not a trusted proxy, read from the
         right.

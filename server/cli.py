@@ -29,6 +29,7 @@ from server.key_commands import key_commands
 from server.robot import RobotError
 from server.settings import Settings, SettingsError
 from server.simulator import firms_for, simulate
+from server.telemetry import configure_logging
 from server.watch import watch as watch_feed
 
 cli = typer.Typer(
@@ -188,7 +189,10 @@ def enable(email: str) -> None:
 
 
 async def _with_credentials(work: Callable[[Credentials], Awaitable[None]]) -> None:
-    app = Application(_settings())
+    settings = _settings()
+    # What is done here is a security event; its line goes where the server's would.
+    configure_logging(settings.log_format, "warning")
+    app = Application(settings)
     try:
         await app.checks()["schema"]()
         await work(app.credentials)

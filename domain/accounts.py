@@ -3,26 +3,30 @@
 A sign-in is a family of refresh tokens, each used once for its successor (RFC 9700 §4.14). Only hashes are stored. A
 client whose reply got lost may ask again for a few seconds and gets the same successor, as long as nobody has used
 that; any other second use means that somebody else holds the token, and ends the family.
+
+The order at the door: limits first, then the password, then how much else speaks for this being the account's owner
+(:mod:`domain.trust`), then the second factor of whoever has one.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, RootModel, StringConstraints
 
-from domain.errors import Forbidden, InvalidCredentials, InvalidToken
-from domain.events import Event
+from domain import trust
+from domain.errors import Forbidden, InvalidCredentials, InvalidToken, SignInRefused
+from domain.factors import KnownDevice, device_key, token_hash
 from domain.identity import Actor, MembershipRole, RefreshToken, Role, SignIn, User
-from domain.ports import AccessTokens, Clock, Passwords, Transactions, UnitOfWork
+from domain.limits import account_key
+from domain.networks import network_of
+from domain.ports import UnitOfWork
 from domain.providers import Provider, ProviderStatus
+from domain.second_factor import MfaChallengeView, SecondFactor
+from domain.sign_ins import IdentityPorts, SignIns, TokensView, successor_of, user_view
 from domain.types import JSON, Origin, new_id, wire_time
 from domain.views import Params, View
 
@@ -33,8 +37,8 @@ Email = Annotated[
 Password = Annotated[str, StringConstraints(min_length=12, max_length=128)]
 """NIST SP 800-63B §3.1.1.2: length is what counts; no composition rules."""
 
-DAY_SECONDS = 86_400.0
-TOKEN_PREFIX = "fxr_"  # noqa: S105 — names the kind, so that logs and secret scanners can recognise one
+HISTORY = 20
+"""Sign-ins that a new one is compared with."""
 
 
 class Register(Params):
@@ -68,28 +72,12 @@ class RefreshParams(Params):
     refresh_token: Annotated[str, Field(max_length=256)]
 
 
-class UserView(View):
-    """An account as its owner sees it."""
-
-    id: str
-    email: str
-    name: str
-    roles: list[Role]
-    provider_ids: list[str]
-
-
-class TokensView(View):
-    """A pair of tokens; ``expires_in`` is the access token's life in seconds."""
-
-    access_token: str
-    token_type: Literal["Bearer"]
-    expires_in: int
-    refresh_token: str
-    user: UserView
+class LoginResult(RootModel[TokensView | MfaChallengeView]):
+    """Tokens, or a challenge that a second factor answers."""
 
 
 class SignInView(View):
-    """One sign-in; ``current`` is the one that asks."""
+    """One sign-in; ``current`` is the one that asks. ``trust`` is 0 to 100, and ``trust_parts`` what it is made of."""
 
     id: str
     device: dict[str, str]
@@ -97,6 +85,9 @@ class SignInView(View):
     last_used_at: str
     expires_at: str
     current: bool
+    network: str | None = None
+    trust: int | None = None
+    trust_parts: dict[str, int] | None = None
 
 
 class SignInList(View):
@@ -105,44 +96,46 @@ class SignInList(View):
     sessions: list[SignInView]
 
 
-@dataclass(frozen=True, slots=True)
-class SessionPolicy:
-    """How long refresh tokens and sign-ins live, in seconds.
+class DeviceView(View):
+    """A device one has signed in from; ``trust`` is that of the latest sign-in from it."""
 
-    Attributes:
-        refresh_seconds: a refresh token unused for so long ends; each rotation starts anew.
-        absolute_seconds: a sign-in ends then, however often it was refreshed.
-        retry_seconds: how long a used token may be presented again by a client that missed the reply.
-    """
+    id: str
+    name: str
+    platform: str
+    first_seen_at: str
+    last_seen_at: str
+    network: str | None
+    current: bool
+    trust: int
+    trust_parts: dict[str, int]
 
-    refresh_seconds: float = 30 * DAY_SECONDS
-    absolute_seconds: float = 90 * DAY_SECONDS
-    retry_seconds: float = 10
+
+class DeviceList(View):
+    """Devices, latest first. ``explanations`` says what each part of the trust means."""
+
+    devices: list[DeviceView]
+    explanations: dict[str, str]
 
 
 class Accounts:
     """The use cases. Passwords are hashed outside transactions: nobody's lock waits for Argon2."""
 
-    def __init__(
-        self,
-        transactions: Transactions,
-        passwords: Passwords,
-        tokens: AccessTokens,
-        clock: Clock,
-        policy: SessionPolicy | None = None,
-    ) -> None:
-        self._transactions = transactions
-        self._passwords = passwords
-        self._tokens = tokens
-        self._clock = clock
-        self._policy = policy or SessionPolicy()
+    def __init__(self, ports: IdentityPorts, sign_ins: SignIns, second_factor: SecondFactor) -> None:
+        self._ports = ports
+        self._transactions = ports.transactions
+        self._passwords = ports.passwords
+        self._gate = ports.gate
+        self._sign_ins = sign_ins
+        self._second_factor = second_factor
 
     async def register(self, params: Register, origin: Origin) -> JSON:
         """Makes an account.
 
         Raises:
             EmailTaken: the address is registered.
+            TooManyRequests: from this network address.
         """
+        await self._gate.enter(origin.address)
         roles = frozenset({Role(params.role)})
         return await self.add(params.email, params.password, params.name, roles, origin)
 
@@ -158,42 +151,53 @@ class Accounts:
             user = User(new_id(uow.now), email, name, password_hash, roles)
             await uow.people.add_user(user)
             provider_ids = [await found_organisation(uow, user)] if Role.PROVIDER in roles else []
-            return {"user": _user_view(user, provider_ids)}
+            return {"user": user_view(user, provider_ids)}
 
         return await self._transactions.write(work, origin)
 
     async def login(self, params: Login, origin: Origin) -> JSON:
-        """Tokens for the right e-mail and password; the same refusal and the same work for anything else.
+        """Tokens, or a challenge, for the right e-mail and password; the same refusal and the same work for anything
+        else.
 
         Raises:
             InvalidCredentials: wrong, unknown or disabled.
-            Unavailable: too many passwords are being checked already.
+            SignInRefused: right, but next to nothing else speaks for this being the owner.
+            TooManyRequests: too many wrong attempts at the account or from the address; nothing was hashed.
+            Unavailable: too many passwords are being checked already, or a code cannot be sent.
         """
+        await self._gate.enter(origin.address)
         email = params.email.strip().lower()
-        user = await self._transactions.read(lambda uow: uow.people.by_email(email))
+        device = params.device.model_dump() if params.device else {}
+        key = device_key(device.get("id", ""))
+        # The device of an unknown user is looked for as well: as much work for everybody.
+        user, known = await self._transactions.read(lambda uow: _who(uow, email, key))
+        account = account_key(email, key if known is not None and device.get("id") else None)
+        await self._gate.attempt(account)
         right = await self._passwords.verify(user.password_hash if user else None, params.password)
         if user is None or not right or user.disabled_at is not None:
+            await self._gate.failed(origin.address, account)
+            await self._ports.security.record("login_failed", user.id if user else None, _whence(origin))
             raise InvalidCredentials
+        failures = await self._gate.failures(account_key(email))
+        await self._gate.succeeded(account)
+        assessed = await self._assess(user, device, known, failures, origin)
+        challenge = await self._second_factor.ask(user, device, assessed, origin)
+        if challenge is not None:
+            return challenge
+        # Whoever may come in without more has proven to be the owner: strangers' failures count no longer.
+        await self._gate.succeeded(account_key(email))
         rehashed = (
             await self._passwords.hash(params.password) if self._passwords.needs_rehash(user.password_hash) else None
         )
-        device = params.device.model_dump() if params.device else {}
 
         async def work(uow: UnitOfWork) -> JSON:
+            locked = await uow.people.lock_user(user.id)
+            if locked is None or locked.disabled_at is not None or locked.password_hash != user.password_hash:
+                # Changed while this password was being checked.
+                raise InvalidCredentials
             if rehashed is not None:
                 await uow.people.save_password(user.id, rehashed)
-            sign_in = SignIn(
-                id=new_id(uow.now),
-                user_id=user.id,
-                device=device,
-                created_at=uow.now,
-                last_used_at=uow.now,
-                expires_at=uow.now + timedelta(seconds=self._policy.absolute_seconds),
-            )
-            await uow.people.add_sign_in(sign_in)
-            token = _random_token()
-            await uow.people.add_refresh_token(self._link(token, sign_in, uow.now))
-            return await self._tokens_view(uow, sign_in, token)
+            return await self._sign_ins.begin(uow, user, device, assessed.parts, origin)
 
         return await self._transactions.write(work, origin)
 
@@ -202,9 +206,13 @@ class Accounts:
 
         Raises:
             InvalidToken: unknown, expired, ended, or used before: then the whole sign-in has just ended.
+            TooManyRequests: from this network address.
         """
+        await self._gate.enter(origin.address)
+        reused: list[SignIn] = []
 
         async def work(uow: UnitOfWork) -> JSON | None:
+            reused.clear()
             link = await uow.people.refresh_token(token_hash(token))
             if link is None:
                 raise InvalidToken
@@ -216,18 +224,26 @@ class Accounts:
             if min(link.expires_at, sign_in.expires_at) <= uow.now:
                 raise InvalidToken
             if link.used_at is None:
-                successor = await self._rotate(uow, link, sign_in, token)
+                successor = await self._sign_ins.rotate(uow, link, sign_in, token)
             elif await self._is_retry(uow, link):
                 successor = successor_of(token, link.successor_nonce or "")
             else:
-                await self.end(uow, sign_in, "reuse")
+                reused.append(sign_in)
+                await self._sign_ins.end(uow, sign_in, "reuse")
                 return None
             sign_in = replace(sign_in, last_used_at=uow.now)
             await uow.people.save_sign_in(sign_in)
-            return await self._tokens_view(uow, sign_in, successor)
+            return await self._sign_ins.tokens_view(uow, sign_in, successor)
 
         # The end of the family must be committed, so reuse is a result of the transaction and not an error in it.
-        result = await self._transactions.write(work, origin)
+        try:
+            result = await self._transactions.write(work, origin)
+        except InvalidToken:
+            await self._gate.failed(origin.address)
+            raise
+        for sign_in in reused:
+            details = {"session_id": sign_in.id} | _whence(origin)
+            await self._ports.security.record("refresh_token_reused", sign_in.user_id, details)
         if result is None:
             raise InvalidToken
         return result
@@ -240,11 +256,8 @@ class Accounts:
         """Ends every sign-in of the person."""
 
         async def work(uow: UnitOfWork) -> None:
-            # In the order of their ids: two calls at once must not wait for each other.
-            for listed in sorted(await uow.people.sign_ins(actor.user_id), key=lambda sign_in: sign_in.id):
-                sign_in = await uow.people.lock_sign_in(listed.id)
-                if sign_in is not None and sign_in.revoked_at is None:
-                    await self.end(uow, sign_in, "signed_out")
+            await uow.people.lock_user(actor.user_id)
+            await self._sign_ins.end_all(uow, actor.user_id, "signed_out")
 
         await self._transactions.write(work, replace(origin, actor_id=actor.user_id))
 
@@ -260,7 +273,7 @@ class Accounts:
             if sign_in is None or sign_in.user_id != actor.user_id:
                 raise Forbidden
             if sign_in.revoked_at is None:
-                await self.end(uow, sign_in, "signed_out")
+                await self._sign_ins.end(uow, sign_in, "signed_out")
 
         await self._transactions.write(work, replace(origin, actor_id=actor.user_id))
 
@@ -276,17 +289,51 @@ class Accounts:
                     "last_used_at": wire_time(sign_in.last_used_at),
                     "expires_at": wire_time(sign_in.expires_at),
                     "current": sign_in.id == actor.session_id,
+                    "network": sign_in.network,
+                    "trust": sign_in.trust_score,
+                    "trust_parts": None if sign_in.trust_parts is None else dict(sign_in.trust_parts),
                 }
                 for sign_in in sign_ins
             ]
         }
+
+    async def devices(self, actor: Actor) -> JSON:
+        """The devices the person has signed in from, latest first."""
+
+        async def work(uow: UnitOfWork) -> JSON:
+            here = {sign_in.device_id for sign_in in await uow.people.sign_ins(actor.user_id) if _is_of(sign_in, actor)}
+            known = await uow.devices.of(actor.user_id)
+            return {
+                "devices": [_device_view(device, current=device.id in here) for device in known],
+                "explanations": dict(trust.EXPLANATIONS),
+            }
+
+        return await self._transactions.read(work)
+
+    async def forget_device(self, actor: Actor, device_id: str, origin: Origin) -> None:
+        """Forgets a device of the person's own and ends the sign-ins from it: the next one is a stranger's.
+
+        Raises:
+            Forbidden: not there, or somebody else's.
+        """
+
+        async def work(uow: UnitOfWork) -> None:
+            await uow.people.lock_user(actor.user_id)
+            device = await uow.devices.get(device_id)
+            if device is None or device.user_id != actor.user_id:
+                raise Forbidden
+            await uow.devices.remove(device_id)
+            await self._sign_ins.end_all(uow, actor.user_id, "device_removed", device_id=device_id)
+
+        await self._transactions.write(work, replace(origin, actor_id=actor.user_id))
+        await self._ports.security.record("device_removed", actor.user_id, {"device_id": device_id})
 
     async def me(self, actor: Actor) -> JSON:
         """The account of whoever asks."""
         user = await self._transactions.read(lambda uow: uow.people.user(actor.user_id))
         if user is None:
             raise InvalidToken
-        return {"user": _user_view(user, sorted(actor.provider_ids))}
+        return {"user": user_view(user, sorted(actor.provider_ids))}
 
     async def actor(self, user_id: str, session_id: str) -> Actor:
         """The person behind a verified access token.
@@ -299,53 +346,62 @@ class Accounts:
             raise InvalidToken
         return actor
 
-    async def end(self, uow: UnitOfWork, sign_in: SignIn, reason: str) -> None:
-        """Ends a locked sign-in and, through the control channel, its sockets on every node."""
-        await uow.people.save_sign_in(replace(sign_in, revoked_at=uow.now, revoked_reason=reason))
-        uow.record(
-            Event(
-                id=new_id(uow.now),
-                type="session.revoked",
-                time=uow.now,
-                source=f"session/{sign_in.id}",
-                data={"session_ids": [sign_in.id], "user_ids": []},
-            )
+    async def _assess(
+        self, user: User, device: JSON, known: KnownDevice | None, failures: int, origin: Origin
+    ) -> trust.Trust:
+        history = await self._transactions.read(lambda uow: uow.people.latest_sign_ins(user.id, HISTORY))
+        seen = trust.Circumstances(
+            now=self._ports.clock.now(),
+            history=history,
+            named=bool(device.get("id")),
+            known=known is not None,
+            network=network_of(origin.address),
+            place=origin.place,
+            failures=failures,
         )
-
-    async def _rotate(self, uow: UnitOfWork, link: RefreshToken, sign_in: SignIn, token: str) -> str:
-        nonce = secrets.token_urlsafe(24)
-        successor = successor_of(token, nonce)
-        await uow.people.add_refresh_token(self._link(successor, sign_in, uow.now))
-        await uow.people.save_refresh_token(
-            replace(link, used_at=uow.now, successor_nonce=nonce, successor_hash=token_hash(successor))
-        )
-        return successor
+        assessed = trust.assess(seen)
+        details = {"score": assessed.score, "parts": assessed.parts} | _whence(origin)
+        if assessed.refuses:
+            await self._ports.security.record("login_refused", user.id, details)
+            raise SignInRefused
+        if assessed.asks:
+            await self._ports.security.record("trust_low", user.id, details)
+        return assessed
 
     async def _is_retry(self, uow: UnitOfWork, link: RefreshToken) -> bool:
         if link.used_at is None or link.successor_hash is None:
             return False
-        if uow.now - link.used_at > timedelta(seconds=self._policy.retry_seconds):
+        if uow.now - link.used_at > timedelta(seconds=self._sign_ins.policy.retry_seconds):
             return False
         successor = await uow.people.refresh_token(link.successor_hash)
         return successor is not None and successor.used_at is None
 
-    def _link(self, token: str, sign_in: SignIn, now: datetime) -> RefreshToken:
-        ends = min(now + timedelta(seconds=self._policy.refresh_seconds), sign_in.expires_at)
-        return RefreshToken(token_hash(token), sign_in.id, now, ends)
 
-    async def _tokens_view(self, uow: UnitOfWork, sign_in: SignIn, refresh_token: str) -> JSON:
-        user = await uow.people.user(sign_in.user_id)
-        actor = await uow.people.actor(sign_in.user_id, sign_in.id)
-        if user is None or actor is None:
-            raise InvalidToken
-        access_token, expires_at = self._tokens.issue(user.id, sign_in.id, uow.now)
-        return {
-            "access_token": access_token,
-            "token_type": "Bearer",
-            "expires_in": round((expires_at - uow.now).total_seconds()),
-            "refresh_token": refresh_token,
-            "user": _user_view(user, sorted(actor.provider_ids)),
-        }
+async def _who(uow: UnitOfWork, email: str, key: str) -> tuple[User | None, KnownDevice | None]:
+    user = await uow.people.by_email(email)
+    return user, await uow.devices.find(user.id if user else "nobody", key)
+
+
+def _whence(origin: Origin) -> JSON:
+    return {"network": network_of(origin.address)}
+
+
+def _is_of(sign_in: SignIn, actor: Actor) -> bool:
+    return sign_in.id == actor.session_id
+
+
+def _device_view(device: KnownDevice, *, current: bool) -> JSON:
+    return {
+        "id": device.id,
+        "name": device.name,
+        "platform": device.platform,
+        "first_seen_at": wire_time(device.first_seen_at),
+        "last_seen_at": wire_time(device.last_seen_at),
+        "network": device.network,
+        "current": current,
+        "trust": device.trust_score,
+        "trust_parts": dict(device.trust_parts),
+    }
 
 
 async def found_organisation(uow: UnitOfWork, user: User) -> str:
@@ -377,31 +433,3 @@ def new_provider(provider_id: str, organisation_id: str, name: str, now: datetim
         misses_in_a_row=0,
         idle_since=now,
     )
-
-
-def token_hash(token: str) -> str:
-    """SHA-256, hex. The token has 256 random bits, so a slow hash would add nothing."""
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def successor_of(token: str, nonce: str) -> str:
-    """The token that follows: HMAC-SHA256 of a stored random nonce under the token itself (RFC 2104).
-
-    The database alone cannot make it, for it does not hold the token; the holder alone cannot, without the nonce.
-    """
-    digest = hmac.new(token.encode(), nonce.encode(), hashlib.sha256).digest()
-    return TOKEN_PREFIX + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
-
-
-def _random_token() -> str:
-    return TOKEN_PREFIX + secrets.token_urlsafe(32)
-
-
-def _user_view(user: User, provider_ids: list[str]) -> JSON:
-    return {
-        "id": user.id,
-        "email": user.email,
-        "name": user.name,
-        "roles": sorted(role.value for role in user.roles),
-        "provider_ids": provider_ids,
-    }

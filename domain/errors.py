@@ -4,7 +4,9 @@
     ├── InvalidParams            the request does not fit its schema              422  -32602
     ├── UnknownMethod            no such command                                  404  -32601
     ├── NotAuthenticated         nobody is signed in, or the proof is no good     401  -32001
-    │   └── InvalidToken         malformed, expired, revoked or not for this use
+    │   ├── InvalidToken         malformed, expired, revoked or not for this use
+    │   ├── InvalidCode          of a second factor
+    │   └── SignInRefused · StepUpRequired · CodeRequired                         403
     ├── Forbidden                not yours, or not there: one shape for both      404  -32003
     ├── TooManyRequests          slow down                                        429  -32029
     ├── Unavailable              a dependency is away; try again                  503  -32603
@@ -97,6 +99,37 @@ class InvalidToken(NotAuthenticated):
     default_message = "The token is not valid."
 
 
+class InvalidCode(NotAuthenticated):
+    """A one-time or recovery code that is wrong, spent, or late."""
+
+    type = "invalid_code"
+    default_message = "The code is not right, or was used before."
+
+
+class SignInRefused(NotAuthenticated):
+    """The password was right, but next to nothing else speaks for this being its owner."""
+
+    type = "sign_in_refused"
+    status = 403
+    default_message = "This sign-in looks unusual and was refused. Use a device that you have used before."
+
+
+class StepUpRequired(NotAuthenticated):
+    """The person proved who they are too long ago for this; ``POST /auth/step-up`` does it again."""
+
+    type = "step_up_required"
+    status = 403
+    default_message = "Confirm that it is you first."
+
+
+class CodeRequired(NotAuthenticated):
+    """The account has a second factor, so the password alone is not enough; ``methods`` says what there is."""
+
+    type = "code_required"
+    status = 403
+    default_message = "A code of your second factor is needed as well."
+
+
 class Forbidden(FixnadoError):
     """Not allowed, or not there: a stranger cannot tell which."""
 
@@ -167,6 +200,20 @@ class EmailTaken(Refused):
 
     type = "email_taken"
     default_message = "This e-mail address is already registered."
+
+
+class AlreadyEnrolled(Refused):
+    """The second factor is confirmed already; disable it before enrolling another."""
+
+    type = "already_enrolled"
+    default_message = "This second factor is in use. Disable it before you enrol another."
+
+
+class NotEnrolled(Refused):
+    """There is no such second factor, or none that waits to be confirmed."""
+
+    type = "not_enrolled"
+    default_message = "There is no such second factor."
 
 
 class OfferTaken(Refused):

@@ -75,6 +75,10 @@ class SignIn:
 
     Attributes:
         expires_at: the absolute end; no rotation moves it.
+        authenticated_at: when the person last proved who they are, all factors included; ``None``: at sign-in.
+        device_id: the device among those the person has used, when the client named one.
+        network: see :func:`domain.networks.network_of`.
+        trust_score, trust_parts: see :mod:`domain.trust`; ``None`` for a sign-in that was not assessed.
         revoked_reason: ``signed_out``, ``reuse``, … once it has ended early.
     """
 
@@ -86,6 +90,18 @@ class SignIn:
     expires_at: datetime
     revoked_at: datetime | None = None
     revoked_reason: str | None = None
+    authenticated_at: datetime | None = None
+    device_id: str | None = None
+    network: str | None = None
+    lat: float | None = None
+    lon: float | None = None
+    trust_score: int | None = None
+    trust_parts: Mapping[str, int] | None = None
+
+    @property
+    def proven_at(self) -> datetime:
+        """When the person last proved who they are."""
+        return self.authenticated_at or self.created_at
 
 
 @dataclass(frozen=True, slots=True)

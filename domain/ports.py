@@ -23,6 +23,9 @@ from domain.types import JSON, Interval, Origin, Point
 
 if TYPE_CHECKING:
     from domain.bookings import Booking, Status
+    from domain.factors import Challenge, CodeGuard, Factor, FactorKind, KnownDevice
+    from domain.letters import Letter
+    from domain.limits import Delays, Rate
     from domain.messaging import Conversation, Message
     from domain.offers import Offer
     from domain.providers import Provider, Service, Zone
@@ -50,16 +53,73 @@ class People(Protocol):
     async def actor(self, user_id: str, session_id: str) -> Actor | None:
         """The person with all their hats, or ``None`` when the account or the sign-in has ended."""
 
+    async def lock_user(self, user_id: str) -> User | None:
+        """Sign-ins that begin and the change of what they began with take turns at this."""
+
+    async def disable(self, user_id: str, disabled_at: datetime | None) -> None: ...
     async def save_password(self, user_id: str, password_hash: str) -> None: ...
     async def add_sign_in(self, sign_in: SignIn) -> None: ...
     async def lock_sign_in(self, session_id: str) -> SignIn | None: ...
     async def sign_ins(self, user_id: str) -> Sequence[SignIn]:
         """Those that have not ended, newest first."""
 
+    async def latest_sign_ins(self, user_id: str, limit: int) -> Sequence[SignIn]:
+        """The newest, ended ones included."""
+
     async def save_sign_in(self, sign_in: SignIn) -> None: ...
     async def add_refresh_token(self, token: RefreshToken) -> None: ...
     async def refresh_token(self, token_hash: str) -> RefreshToken | None: ...
     async def save_refresh_token(self, token: RefreshToken) -> None: ...
+
+
+class Factors(Protocol):
+    """Second factors, recovery codes, and what was guessed at them."""
+
+    async def of(self, user_id: str) -> Sequence[Factor]:
+        """Confirmed ones and those that are being enrolled."""
+
+    async def put(self, factor: Factor) -> None:
+        """Adds the factor, or takes the place of one of its kind."""
+
+    async def confirm(self, user_id: str, kind: FactorKind, confirmed_at: datetime) -> None: ...
+    async def remove_all(self, user_id: str) -> None:
+        """Factors and recovery codes."""
+
+    async def use_step(self, user_id: str, step: int) -> bool:
+        """One conditional write: whether this TOTP step is newer than any that was used. Of two at once one wins."""
+
+    async def replace_recovery_codes(self, user_id: str, code_hashes: Sequence[str]) -> None: ...
+    async def use_recovery_code(self, user_id: str, code_hash: str, now: datetime) -> bool:
+        """One conditional write: whether this code is there and was not used."""
+
+    async def recovery_codes_left(self, user_id: str) -> int: ...
+    async def guard(self, user_id: str, *, lock: bool) -> CodeGuard: ...
+    async def save_guard(self, guard: CodeGuard) -> None: ...
+
+
+class Challenges(Protocol):
+    """Opaque tokens of one purpose, by hash."""
+
+    async def add(self, challenge: Challenge) -> None: ...
+    async def get(self, token_hash: str) -> Challenge | None: ...
+    async def lock(self, token_hash: str) -> Challenge | None: ...
+    async def save(self, challenge: Challenge) -> None:
+        """Attempts, the code that was sent, and whether it is used."""
+
+    async def end_all(self, user_id: str, now: datetime) -> None:
+        """What the person still had to answer counts no longer."""
+
+
+class Devices(Protocol):
+    """Devices that people sign in from."""
+
+    async def find(self, user_id: str, key: str) -> KnownDevice | None: ...
+    async def get(self, device_id: str) -> KnownDevice | None: ...
+    async def of(self, user_id: str) -> Sequence[KnownDevice]:
+        """Latest first."""
+
+    async def put(self, device: KnownDevice) -> None: ...
+    async def remove(self, device_id: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +267,12 @@ class UnitOfWork(Protocol):
     @property
     def people(self) -> People: ...
     @property
+    def factors(self) -> Factors: ...
+    @property
+    def challenges(self) -> Challenges: ...
+    @property
+    def devices(self) -> Devices: ...
+    @property
     def market(self) -> Market: ...
     @property
     def bookings(self) -> Bookings: ...
@@ -266,3 +332,74 @@ class AccessTokens(Protocol):
 
     def issue(self, user_id: str, session_id: str, now: datetime) -> tuple[str, datetime]:
         """The token and when it ends."""
+
+
+class Vault(Protocol):
+    """Keeps small secrets so that the database alone gives none away."""
+
+    async def seal(self, plain: bytes, *, owner: str, purpose: str) -> str:
+        """Text that :meth:`open` turns back, for the same owner and purpose alone.
+
+        Raises:
+            Unavailable: the key is away.
+        """
+
+    async def open(self, sealed: str, *, owner: str, purpose: str) -> bytes:
+        """What was sealed.
+
+        Raises:
+            Unavailable: the key is away, or the text was not sealed for this owner and purpose.
+        """
+
+
+class OneTimeCodes(Protocol):
+    """Time-based one-time codes (RFC 6238)."""
+
+    def new_secret(self) -> str:
+        """160 random bits in base 32."""
+
+    def matching_step(self, secret: str, code: str, now: datetime) -> int | None:
+        """The time step whose code this is: the present one, the one before or the one after."""
+
+    def uri(self, secret: str, account: str) -> str:
+        """What authenticator apps read."""
+
+    def qr_svg(self, uri: str) -> str:
+        """The same as a picture."""
+
+
+class Messenger(Protocol):
+    """Messages to people outside the product."""
+
+    async def send(self, letter: Letter) -> None:
+        """Hands the letter over; it is on its way when this returns, not yet there. Never waits for a post office.
+
+        Raises:
+            Unavailable: letters are not being taken.
+        """
+
+
+class Limiter(Protocol):
+    """Counts by subject; one process's, or shared by all. ``subject`` is an address or a hash, never an e-mail
+    address.
+    """
+
+    async def take(self, rate: Rate, subject: str) -> float:
+        """Takes one from the subject's bucket; 0, or seconds to wait when there was none."""
+
+    async def attempt(self, delays: Delays, subject: str) -> float:
+        """0 when the subject may try now, else seconds to wait. Past the free failures one attempt is let through per
+        delay, however many come at once.
+        """
+
+    async def failed(self, delays: Delays, subject: str) -> None: ...
+    async def forget(self, delays: Delays, subject: str) -> None: ...
+    async def failures(self, delays: Delays, subject: str) -> int:
+        """Failures that are not forgotten yet."""
+
+
+class SecurityEvents(Protocol):
+    """What people who watch over security want to know."""
+
+    async def record(self, kind: str, user_id: str | None, details: JSON) -> None:
+        """Called once what it tells has happened. ``details`` holds no secrets. Never fails its caller."""

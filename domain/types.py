@@ -66,8 +66,12 @@ class Origin:
         correlation_id: the client's if it was sane, else made by the server.
         traceparent: W3C trace context of the request, if any.
         actor_id: the user behind it, or ``system``; audit columns record it.
+        address: the client's IP address, read through trusted proxies alone; empty for what no client asked for.
+        place: roughly where that address is, when a trusted proxy says so.
     """
 
     correlation_id: str
     traceparent: str | None = None
     actor_id: str = "system"
+    address: str = ""
+    place: Point | None = None

@@ -143,6 +143,13 @@ sessions = Table(
     Column("expires_at", UtcDateTime, nullable=False),  # absolute: rotation never moves it
     Column("revoked_at", UtcDateTime),
     Column("revoked_reason", Code),
+    Column("authenticated_at", UtcDateTime),  # all factors proven; a step-up moves it
+    Column("device_id", Id),
+    Column("network", String(64)),
+    Column("lat", Double),
+    Column("lon", Double),
+    Column("trust_score", Integer),
+    Column("trust_parts", JsonText),
 )
 
 refresh_tokens = Table(
@@ -161,9 +168,77 @@ signing_keys = Table(
     "signing_keys",
     metadata,
     Column("kid", Id, primary_key=True),
-    Column("private_pem", Text, nullable=False),
+    Column("private_pem", Text, nullable=False),  # sealed; see persistence/vault.py
     Column("created_at", UtcDateTime, nullable=False),
+    Column("signs_from", UtcDateTime, nullable=False),  # later than created_at: every node knows it before it signs
     Column("retires_at", UtcDateTime),  # verifies until then, signs no longer
+)
+
+data_keys = Table(  # what secrets are encrypted with, itself wrapped by a master key that is elsewhere
+    "data_keys",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("wrapped", Text, nullable=False),
+    Column("wrapped_by", String(255), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+factors = Table(  # second factors; one without confirmed_at is being enrolled and does not count
+    "factors",
+    metadata,
+    Column("user_id", Id, ForeignKey("users.id"), primary_key=True),
+    Column("kind", Code, primary_key=True),
+    Column("secret", Text, nullable=False),  # sealed: the TOTP secret, or where codes are sent
+    Column("hint", String(64), nullable=False),
+    Column("last_step", BigInteger, nullable=False),  # newest TOTP time step used (RFC 6238); only ever rises
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("confirmed_at", UtcDateTime),
+)
+
+recovery_codes = Table(
+    "recovery_codes",
+    metadata,
+    Column("user_id", Id, ForeignKey("users.id"), primary_key=True),
+    Column("code_hash", String(64), primary_key=True),
+    Column("used_at", UtcDateTime),
+)
+
+code_guards = Table(  # wrong one-time codes of an account, whichever sign-in they came with
+    "code_guards",
+    metadata,
+    Column("user_id", Id, ForeignKey("users.id"), primary_key=True),
+    Column("failures", Integer, nullable=False),
+    Column("next_at", UtcDateTime),
+)
+
+challenges = Table(  # opaque one-purpose tokens: second step of a sign-in, step-up, password reset
+    "challenges",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("purpose", Code, nullable=False),
+    Column("user_id", Id, index=True),  # none: a reset asked for an address nobody registered
+    Column("data", JsonText, nullable=False),
+    Column("code_hash", String(64)),  # of the code that was sent, keyed by the token, which is not stored
+    Column("attempts", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False, index=True),
+    Column("used_at", UtcDateTime),
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("key", String(64), nullable=False),  # SHA-256 of the id that the client chose
+    Column("name", String(128), nullable=False),
+    Column("platform", String(64), nullable=False),
+    Column("first_seen_at", UtcDateTime, nullable=False),
+    Column("last_seen_at", UtcDateTime, nullable=False),
+    Column("network", String(64)),
+    Column("trust_score", Integer, nullable=False),
+    Column("trust_parts", JsonText, nullable=False),
+    UniqueConstraint("user_id", "key"),
 )
 
 # --- marketplace ------------------------------------------------------------------------------------------------------

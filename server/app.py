@@ -32,12 +32,17 @@ from channels.protocol import CloseCode
 from channels.realtime import Ports, Realtime
 from channels.redis_address import RedisAddress
 from channels.redis_client import RedisClient
-from domain.accounts import Accounts, SessionPolicy
+from channels.throttle import InProcessLimiter
+from domain.accounts import Accounts
 from domain.catalogue import COMMANDS, TIMERS
 from domain.commands import Desk
+from domain.credentials import Credentials
 from domain.errors import Unavailable
+from domain.limits import LimitPolicy, Rate
 from domain.log import Entry, EventLog
 from domain.policy import Policy
+from domain.second_factor import SecondFactor
+from domain.sign_ins import IdentityPorts, SessionPolicy, SignIns
 from persistence.database import Database, DatabaseOptions
 from persistence.geometry import ZoneIndex
 from persistence.log import SqlEventLog
@@ -45,11 +50,13 @@ from persistence.migrate import is_current
 from persistence.repositories import SqlUnitOfWork, Units
 from persistence.sequencer import Sequencer
 from persistence.unit_of_work import Transactions
+from persistence.vault import DatabaseVault
 from server import specs
+from server.aws import Aws, AwsOptions
 from server.clock import SystemClock
 from server.diagnosis import database_trouble
 from server.http import Check, Surface, middleware
-from server.keys import load_key_ring
+from server.keys import KeyKeeper
 from server.live import (
     DatabaseAccess,
     DatabaseSnapshots,
@@ -59,8 +66,12 @@ from server.live import (
     TokenDoorman,
     trace,
 )
+from server.messengers import AwsPost, LocalPost, QueuedMessenger
+from server.one_time_codes import TimeBasedCodes
 from server.passwords import Passwords
 from server.readings import Readings
+from server.secrets_at_rest import master_key_of
+from server.security_events import KINDS, LoggedSecurityEvents
 from server.settings import Settings
 from server.telemetry import Metrics, logger, watch_loop_lag
 from server.tokens import KeyRing, SigningKey, Tokens
@@ -125,6 +136,24 @@ def policy_of(settings: Settings) -> Policy:
     )
 
 
+def session_policy_of(settings: Settings) -> SessionPolicy:
+    """How long sign-ins, and the proofs in them, count."""
+    return SessionPolicy(
+        refresh_seconds=settings.refresh_token_seconds,
+        absolute_seconds=settings.refresh_absolute_seconds,
+        retry_seconds=settings.refresh_retry_seconds,
+        challenge_seconds=settings.challenge_seconds,
+        reset_seconds=settings.password_reset_seconds,
+        step_up_seconds=settings.step_up_seconds,
+    )
+
+
+def limit_policy_of(settings: Settings) -> LimitPolicy:
+    """How often one may knock."""
+    requests = Rate("auth-requests", settings.auth_requests_per_second, settings.auth_requests_burst)
+    return LimitPolicy(requests=requests)
+
+
 class Application:
     """One process of the product.
 
@@ -139,7 +168,7 @@ class Application:
         # Nobody else can hold an embedded database's leases, so a restart need not wait for them to run out.
         self.holder = "embedded" if settings.embedded else self.node_id
         clock = SystemClock()
-        self.metrics = Metrics(methods=COMMANDS, close_codes=list(CloseCode))
+        self.metrics = Metrics(methods=COMMANDS, close_codes=list(CloseCode), security_kinds=KINDS)
         self.workers = Workers()
 
         # What survives.
@@ -160,15 +189,31 @@ class Application:
             life_seconds=settings.access_token_seconds,
             leeway_seconds=settings.access_token_leeway_seconds,
         )
-        self.accounts = Accounts(
-            self.transactions,
-            self.passwords,
-            self.tokens,
-            clock,
-            SessionPolicy(
-                settings.refresh_token_seconds, settings.refresh_absolute_seconds, settings.refresh_retry_seconds
-            ),
+        self.aws = Aws(AwsOptions(region=settings.aws_region, endpoint_url=settings.aws_endpoint_url))
+        self.vault = DatabaseVault(
+            self.database, master_key_of(settings, self.aws), keep_seconds=settings.data_key_seconds
         )
+        self._keys = KeyKeeper(self.database, self.vault, self.holder)
+        kept_in = Path(settings.mail_directory) if settings.mail_directory else None
+        self.messenger = QueuedMessenger(
+            AwsPost(self.aws, settings.mail_from) if settings.mail_from else LocalPost(kept_in), self.metrics
+        )
+        identity = IdentityPorts(
+            transactions=self.transactions,
+            passwords=self.passwords,
+            tokens=self.tokens,
+            clock=clock,
+            vault=self.vault,
+            codes=TimeBasedCodes(),
+            messenger=self.messenger,
+            limiter=InProcessLimiter(),
+            security=LoggedSecurityEvents(self.metrics),
+            limits=limit_policy_of(settings),
+        )
+        sign_ins = SignIns(self.tokens, session_policy_of(settings))
+        self.second_factor = SecondFactor(identity, sign_ins)
+        self.accounts = Accounts(identity, sign_ins, self.second_factor)
+        self.credentials = Credentials(identity, sign_ins)
 
         # What is live.
         limits = limits_of(settings)
@@ -254,6 +299,8 @@ class Application:
         # What faces the network.
         self.surface = Surface(
             accounts=self.accounts,
+            second_factor=self.second_factor,
+            credentials=self.credentials,
             desk=self.desk,
             doorman=doorman,
             tokens=self.tokens,
@@ -266,7 +313,7 @@ class Application:
     def _asgi(self) -> ASGIApp:
         app = Starlette(
             routes=self.surface.routes(),
-            middleware=middleware(self.settings.allowed_origins),
+            middleware=middleware(self.settings.allowed_origins, self.settings.trusted_proxies),
         )
         policy = DoorPolicy(
             allowed_origins=self._origins(),
@@ -290,7 +337,11 @@ class Application:
             Unavailable: the database is away, or its schema is not the one this version needs.
         """
         await self.check_schema()
-        self.tokens.ring = await load_key_ring(self.database, self.holder)
+        try:
+            await self.vault.check()
+        except Unavailable as error:
+            raise Unavailable("The master key that stored secrets are encrypted under cannot be used now.") from error
+        self._use_keys(await self._keys.ring())
         if self.redis is not None:
             # The epoch of `control` is different for every database, so nodes of two that share a Redis never meet.
             await self.redis.start((await self.log.heads([topics.CONTROL]))[topics.CONTROL].epoch)
@@ -310,6 +361,8 @@ class Application:
         self.workers.start("sockets", self._sweep.run)
         self.workers.start("pruner", self._pruner.run)
         self.workers.start("outbox-watch", self._outbox_watch.run)
+        self.workers.start("signing-keys", partial(self._keys.follow, use=self._use_keys))
+        self.workers.start("messenger", self.messenger.run)
         self.workers.start("loop-lag", self._until_stopped(partial(watch_loop_lag, self.metrics)))
 
     async def stop(self) -> None:
@@ -323,6 +376,7 @@ class Application:
         if self.redis is not None:
             await self.redis.stop()
         self.passwords.close()
+        self.aws.close()
         await self.database.close()
 
     async def drain(self) -> None:
@@ -341,6 +395,9 @@ class Application:
     async def check_schema(self) -> None:
         """See :func:`check_schema`."""
         await check_schema(self.database)
+
+    def _use_keys(self, ring: KeyRing) -> None:
+        self.tokens.ring = ring
 
     async def _check_database(self) -> None:
         try:

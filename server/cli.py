@@ -1,12 +1,11 @@
-"""The command line: ``fixnado serve``, ``demo``, ``migrate``, ``user add``, ``epochs renew``, ``watch``, ``settings``,
-``specs``.
-"""
+"""The command line: ``fixnado serve``, ``demo``, ``migrate``, ``user``, ``keys``, ``watch``, ``settings``, …"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, NoReturn
@@ -18,6 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from domain.accounts import Email
+from domain.credentials import Credentials
 from domain.errors import FixnadoError, Unavailable
 from domain.identity import Role
 from domain.types import Origin
@@ -25,13 +25,16 @@ from persistence.database import Database
 from persistence.leases import Leases
 from persistence.log import renew_epochs as restore_epochs
 from persistence.migrate import upgrade
+from persistence.vault import WrongMasterKey
 from server import demo as demo_market
 from server import serving, specs
 from server.app import Application, check_schema, database_options
 from server.diagnosis import database_explained
+from server.key_commands import key_commands
 from server.robot import RobotError
 from server.settings import Settings, SettingsError
 from server.simulator import firms_for, simulate
+from server.telemetry import configure_logging
 from server.watch import watch as watch_feed
 
 cli = typer.Typer(
@@ -61,7 +64,7 @@ def main() -> None:
     """Entry point: whatever goes wrong is one line for a person, never a traceback."""
     try:
         cli()
-    except (SettingsError, serving.CannotServe, RobotError) as error:
+    except (SettingsError, serving.CannotServe, RobotError, WrongMasterKey) as error:
         _fail(str(error))
     except FixnadoError as error:
         _fail(error.message)
@@ -77,6 +80,9 @@ def _fail(line: str) -> NoReturn:
 def _settings(**overrides: Any) -> Settings:
     environ = {name: value for name, value in os.environ.items() if name not in {NEW_USER_PASSWORD, WATCH_PASSWORD}}
     return Settings.load(environ, overrides=overrides)
+
+
+cli.add_typer(key_commands(_settings, console), name="keys")
 
 
 @cli.command()
@@ -202,6 +208,34 @@ def renew_epochs(
     with database_explained(settings):
         channels = asyncio.run(renew())
     console.print(f"Done: {channels} channels have new epochs. Nodes may start.", highlight=False)
+
+
+@users.command()
+def disable(email: str) -> None:
+    """Close an account: nobody signs in to it, and whoever is in is out within a second."""
+    asyncio.run(_with_credentials(lambda credentials: credentials.disable(email, Origin("cli", actor_id="cli"))))
+    console.print(f"{email} is disabled.", highlight=False)
+
+
+@users.command()
+def enable(email: str) -> None:
+    """Open a disabled account again."""
+    asyncio.run(_with_credentials(lambda credentials: credentials.enable(email, Origin("cli", actor_id="cli"))))
+    console.print(f"{email} is enabled.", highlight=False)
+
+
+async def _with_credentials(work: Callable[[Credentials], Awaitable[None]]) -> None:
+    settings = _settings()
+    # What is done here is a security event; its line goes where the server's would.
+    configure_logging(settings.log_format, "warning")
+    app = Application(settings)
+    try:
+        await app.checks()["schema"]()
+        await work(app.credentials)
+    finally:
+        app.passwords.close()
+        app.aws.close()
+        await app.database.close()
 
 
 @cli.command()

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +28,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from channels.ports import Doorman
 from domain.accounts import Accounts
 from domain.commands import Desk, validated
+from domain.credentials import Credentials
 from domain.errors import FixnadoError, InvalidParams, NotAuthenticated
 from domain.identity import Actor
-from domain.types import JSON, Origin
+from domain.second_factor import SecondFactor
+from domain.types import JSON, Origin, Point
+from server.forwarded import Forwarded, Network
 from server.operations import OPERATIONS, Call, Operation
 from server.telemetry import (
     METRICS_CONTENT_TYPE,
@@ -119,6 +123,8 @@ class Surface:
     """
 
     accounts: Accounts
+    second_factor: SecondFactor
+    credentials: Credentials
     desk: Desk
     doorman: Doorman
     tokens: Tokens
@@ -150,7 +156,15 @@ class Surface:
         async def endpoint(request: Request) -> Response:
             actor = await self._signed_in(request) if operation.signed_in else None
             params = validated(operation.params, await self._body(request)) if operation.params else None
-            call = Call(self.accounts, request.state.origin, params, dict(request.path_params), actor)
+            call = Call(
+                self.accounts,
+                request.state.origin,
+                params,
+                dict(request.path_params),
+                actor,
+                self.second_factor,
+                self.credentials,
+            )
             result = await operation.run(call)
             return Response(status_code=204) if result is None else json_response(result, operation.status)
 
@@ -258,24 +272,29 @@ def problem(error: BaseException, correlation_id: str) -> Response:
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
     if "retry_after_seconds" in refusal.details:
-        headers["retry-after"] = str(max(1, round(refusal.details["retry_after_seconds"])))
+        headers["retry-after"] = str(max(1, ceil(refusal.details["retry_after_seconds"])))
     return Response(orjson.dumps(shape), refusal.status, headers, media_type="application/problem+json")
 
 
 class Envelope:
     """Around every HTTP request: its origin in the log context and the answer, and security headers."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, trusted_proxies: tuple[Network, ...] = ()) -> None:
         self._app = app
+        self._forwarded = Forwarded(trusted_proxies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        address = self._forwarded.client(scope)
         origin = Origin(
             sane_correlation_id(_text(headers.get(b"x-correlation-id"))),
             sane_traceparent(_text(headers.get(b"traceparent"))),
+            address=address,
+            # Only where the connection comes from a trusted proxy: anybody else can claim to be anywhere.
+            place=_place(headers) if self._forwarded.is_behind_proxy(scope) else None,
         )
         scope.setdefault("state", {})["origin"] = origin
 
@@ -338,10 +357,10 @@ def known(error: Exception) -> FixnadoError:
     return FixnadoError()
 
 
-def middleware(allowed_origins: tuple[str, ...]) -> list[Middleware]:
+def middleware(allowed_origins: tuple[str, ...], trusted_proxies: tuple[Network, ...] = ()) -> list[Middleware]:
     """The layers around the routes, outermost first."""
     return [
-        Middleware(Envelope),
+        Middleware(Envelope, trusted_proxies=trusted_proxies),
         Middleware(
             CORSMiddleware,
             allow_origins=list(allowed_origins),
@@ -351,6 +370,17 @@ def middleware(allowed_origins: tuple[str, ...]) -> list[Middleware]:
         ),
         Middleware(Problems),
     ]
+
+
+def _place(headers: Mapping[bytes, bytes]) -> Point | None:
+    """Where the viewer's address is, as Amazon CloudFront tells its origin."""
+    try:
+        lat = float(headers[b"cloudfront-viewer-latitude"])
+        lon = float(headers[b"cloudfront-viewer-longitude"])
+    except (KeyError, ValueError):
+        return None
+    # NaN compares false, so it is out with the rest.
+    return Point(lat, lon) if -90 <= lat <= 90 and -180 <= lon <= 180 else None
 
 
 def _text(value: bytes | None) -> str | None:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from channels.redis_address import RedisAddress
+from persistence.vault import master_key_from
 
 PREFIX = "FIXNADO_"
 ENV_FILE = Path(".env.local")
@@ -131,6 +132,49 @@ class Settings(BaseModel):
     )
     refresh_retry_seconds: float = _number(
         10, "How long a refresh whose reply was lost may be repeated.", least=0, most=60
+    )
+
+    challenge_seconds: float = _number(
+        600, "Time to answer for the second factor, and life of a code that was sent.", least=10, most=3_600
+    )
+    password_reset_seconds: float = _number(1_800, "Life of a token that resets a password.", least=60, most=86_400)
+    step_up_seconds: float = _number(
+        600, "How recently one must have signed in for sensitive changes.", least=10, most=86_400
+    )
+    auth_requests_per_second: float = _number(
+        20, "Requests to /auth from one address in the long run.", least=0.1, most=100_000
+    )
+    auth_requests_burst: int = _count(300, "Requests to /auth from one address at once.", most=1_000_000)
+    master_key: str | None = _text(
+        None,
+        "What stored secrets are encrypted under: base64 of 32 bytes; after a comma, the one before. Without it and"
+        " without FIXNADO_KMS_KEY_ID one is made in a file beside the embedded database, or in var.",
+        allowed="base64 of 32 random bytes, such as `openssl rand -base64 32` prints; several separated by commas",
+        secret=True,
+    )
+    kms_key_id: str | None = _text(
+        None,
+        "Key in AWS KMS that stored secrets are encrypted under: id, ARN or alias.",
+        allowed="a key's id, its ARN, or alias/NAME",
+    )
+    data_key_seconds: float = _number(
+        300, "How long an opened data key stays in memory before KMS is asked again.", least=1, most=86_400
+    )
+    aws_region: str | None = _text(
+        None, "AWS region; by default what the machine's AWS configuration says.", allowed="a region such as eu-west-2"
+    )
+    aws_endpoint_url: str | None = _text(
+        None, "Another place that speaks AWS's protocols.", allowed="an http or https URL"
+    )
+    mail_from: str | None = _text(
+        None,
+        "Sender of e-mail through AWS SES, with text messages through SNS; without it nothing is sent.",
+        allowed="an e-mail address",
+    )
+    mail_directory: str | None = _text(
+        None,
+        "Directory that keeps messages while nothing is sent, for trying things out: they hold codes in clear.",
+        allowed="a path",
     )
 
     max_sockets: int = _count(20_000, "Sockets that one process holds.", most=1_000_000)
@@ -255,6 +299,41 @@ class Settings(BaseModel):
             if not _is_web(origin) or origin != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
                 raise ValueError
         return tuple(origin.lower() for origin in value)
+
+    @field_validator("master_key")
+    @classmethod
+    def _master_key(cls, value: str | None) -> str | None:
+        if value is not None:
+            master_key_from(value)
+        return value
+
+    @field_validator("kms_key_id")
+    @classmethod
+    def _kms_key(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9:/_-]{1,256}", value):
+            raise ValueError
+        return value
+
+    @field_validator("aws_region")
+    @classmethod
+    def _region(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[a-z0-9-]{2,32}", value):
+            raise ValueError
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _sender(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[^@\s<>]+@[^@\s<>]+", value):
+            raise ValueError
+        return value
+
+    @field_validator("aws_endpoint_url")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not _is_web(value):
+            raise ValueError
+        return value
 
     @field_validator("public_url")
     @classmethod

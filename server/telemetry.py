@@ -254,9 +254,12 @@ class Metrics:
     Args:
         methods: the names of the catalogue's commands; any other is counted as ``other``.
         close_codes: the close codes that are counted one by one; any other is counted as ``other``.
+        security_kinds: the kinds of security events; any other is counted as ``other``.
     """
 
-    def __init__(self, methods: Iterable[str] = (), close_codes: Iterable[int] = ()) -> None:
+    def __init__(
+        self, methods: Iterable[str] = (), close_codes: Iterable[int] = (), security_kinds: Iterable[str] = ()
+    ) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._methods = frozenset(methods)
@@ -296,6 +299,13 @@ class Metrics:
             registry=self.registry,
         )
         self._closes = Counter("closes", "Sockets closed.", ("code",), namespace="fixnado", registry=self.registry)
+        self._security_kinds = frozenset(security_kinds)
+        self._security_events = Counter(
+            "security_events", "Security events by kind.", ("kind",), namespace="fixnado", registry=self.registry
+        )
+        self._letters = Counter(
+            "letters", "Messages to people.", ("medium", "outcome"), namespace="fixnado", registry=self.registry
+        )
 
     def command(self, method: str, outcome: str, seconds: float) -> None:
         """Counts one command. ``outcome`` is ``ok`` or the ``type`` of the error it was answered with."""
@@ -306,6 +316,14 @@ class Metrics:
     def closed(self, code: int) -> None:
         """Counts one socket that ended with this close code, its own or the client's."""
         self._closes.labels(str(code) if code in self._close_codes else _OTHER).inc()
+
+    def letter(self, medium: str, outcome: str) -> None:
+        """Counts one message to a person: ``posted`` or ``dropped``, by ``email`` or ``sms``."""
+        self._letters.labels(medium, outcome).inc()
+
+    def security_event(self, kind: str) -> None:
+        """Counts one security event."""
+        self._security_events.labels(kind if kind in self._security_kinds else _OTHER).inc()
 
     def render(self) -> bytes:
         """All metrics in the text format of :data:`METRICS_CONTENT_TYPE`."""

@@ -125,11 +125,16 @@ class KeyRing:
         signing: signs from now on, and verifies without end.
         verifying: earlier keys (and those about to sign, so that nodes know them in time), each until its deadline.
             Keep a retired key for one token life plus leeway.
+        until: the deadline of the key that signs, once its successor has been announced.
     """
 
-    def __init__(self, signing: SigningKey, verifying: Iterable[VerifyingKey] = ()) -> None:
+    def __init__(
+        self, signing: SigningKey, verifying: Iterable[VerifyingKey] = (), *, until: datetime | None = None
+    ) -> None:
         self.signing = signing
-        self._keys: Mapping[str, VerifyingKey] = {key.kid: key for key in verifying} | {signing.kid: signing.public()}
+        self._keys: Mapping[str, VerifyingKey] = {key.kid: key for key in verifying} | {
+            signing.kid: signing.public(until)
+        }
 
     def rotated(self, signing: SigningKey, until: datetime) -> KeyRing:
         """A ring that signs with a new key and takes the present one until the deadline."""

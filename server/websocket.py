@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 from channels.protocol import SUBPROTOCOL, CloseCode
 from channels.realtime import Realtime
 from domain.errors import FixnadoError, TooManyRequests
+from server.forwarded import Forwarded, Network, header_values, parse_ip
 from server.http import NoSuchPage, problem
 from server.telemetry import sane_correlation_id
 from server.uvicorn_protocol import TRANSPORT, LentTransport
@@ -28,8 +29,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 RETRY_AFTER_SECONDS = 5
 
@@ -68,15 +67,6 @@ class NoRoom(FixnadoError):
     default_message = "Too many sockets are open."
 
 
-def networks(proxies: Iterable[str]) -> tuple[Network, ...]:
-    """Addresses and CIDR blocks of trusted proxies.
-
-    Raises:
-        ValueError: one of them is neither.
-    """
-    return tuple(ipaddress.ip_network(proxy) for proxy in proxies)
-
-
 def normal_origin(origin: str) -> str | None:
     """``scheme://host:port`` in lower case and with the port spelt out; ``None`` for what is no web origin
     (``null``).
@@ -103,42 +93,6 @@ class DoorPolicy:
     trusted_proxies: tuple[Network, ...] = ()
     max_sockets: int = 50_000
     max_sockets_per_address: int = 200
-
-
-class Forwarded:
-    """Reads who a request comes from, through configured proxies and no others."""
-
-    def __init__(self, trusted_proxies: tuple[Network, ...]) -> None:
-        self._trusted = trusted_proxies
-
-    def _is_trusted(self, address: str) -> bool:
-        ip = _ip(address)
-        return ip is not None and any(ip in network for network in self._trusted)
-
-    def client(self, scope: Scope) -> str:
-        """The client's address: the last one in ``X-Forwarded-For`` that is not a trusted proxy, read from the
-        right.
-        """
-        address = _peer(scope)
-        if not self._trusted or not self._is_trusted(address):
-            return address
-        hops = [hop.strip() for value in _headers(scope, b"x-forwarded-for") for hop in value.split(",")]
-        for hop in reversed(hops):
-            if _ip(hop) is None:
-                break
-            address = hop
-            if not self._is_trusted(hop):
-                break
-        return address
-
-    def scheme(self, scope: Scope) -> str:
-        """``http`` or ``https``, as the client sees it."""
-        scheme = "https" if scope.get("scheme") in ("wss", "https") else "http"
-        if self._trusted and self._is_trusted(_peer(scope)):
-            forwarded = [value.strip().lower() for value in _headers(scope, b"x-forwarded-proto")]
-            if forwarded in (["http"], ["https"], ["ws"], ["wss"]):
-                scheme = "https" if forwarded[0] in ("https", "wss") else "http"
-        return scheme
 
 
 class Slots:
@@ -212,14 +166,14 @@ class SocketEndpoint:
         return self.slots.refusal(address)
 
     def _origin_is_fine(self, scope: Scope) -> bool:
-        origins = _headers(scope, b"origin")
+        origins = header_values(scope, b"origin")
         if not origins:
             # No browser: they always send one, and scripts cannot take it away.
             return True
         origin = normal_origin(origins[0]) if len(origins) == 1 else None
         if origin is None:
             return False
-        hosts = _headers(scope, b"host")
+        hosts = header_values(scope, b"host")
         own = normal_origin(f"{self._forwarded.scheme(scope)}://{hosts[0]}") if len(hosts) == 1 else None
         return origin == own or origin in self._allowed
 
@@ -244,16 +198,12 @@ class WithSocket:
 
 async def refuse(scope: Scope, send: Send, error: FixnadoError) -> None:
     """Answer a handshake with a problem document (RFC 9457) in place of the upgrade."""
-    given = _headers(scope, b"x-correlation-id")
+    given = header_values(scope, b"x-correlation-id")
     correlation_id = sane_correlation_id(given[0] if len(given) == 1 else None)
     answer = problem(error, correlation_id)
     headers = [*answer.raw_headers, (b"x-correlation-id", correlation_id.encode())]
     await send({"type": "websocket.http.response.start", "status": answer.status_code, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": answer.body})
-
-
-def _headers(scope: Scope, name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
 
 
 def _has_secret(query: bytes) -> bool:
@@ -263,24 +213,9 @@ def _has_secret(query: bytes) -> bool:
     return any(name.lower() in _SECRET_PARAMETERS or _LOOKS_LIKE_A_JWT.search(value) for name, value in pairs)
 
 
-def _peer(scope: Scope) -> str:
-    client = scope.get("client")
-    return str(client[0]) if client else ""
-
-
-def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return None
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        return ip.ipv4_mapped
-    return ip
-
-
 def _block(address: str) -> str:
     """What one subscriber line has: an IPv4 address, or an IPv6 /64."""
-    ip = _ip(address)
+    ip = parse_ip(address)
     if isinstance(ip, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((ip, 64), strict=False))
     return address if ip is None else str(ip)

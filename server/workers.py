@@ -26,6 +26,7 @@ from persistence.idempotency import prune_keys
 from persistence.log import prune
 from persistence.outbox import outbox_stats
 from persistence.repositories import SqlUnitOfWork
+from persistence.repositories.identity import prune_challenges
 from persistence.sequencer import Sequencer, SequencerCounts
 from persistence.timers import overdue_timers
 from persistence.unit_of_work import Transactions
@@ -221,6 +222,7 @@ class Pruner:
             keys_before = now - timedelta(hours=self._key_hours)
             await self._in_batches(stop, partial(prune, self._database, log_before, self._log_entries))
             await self._in_batches(stop, partial(prune_keys, self._database, keys_before))
+            await self._in_batches(stop, partial(prune_challenges, self._database, now - timedelta(hours=1)))
 
     async def _in_batches(self, stop: asyncio.Event, batch: Callable[[], Awaitable[int]]) -> None:
         while not stop.is_set() and await batch():

@@ -15,6 +15,7 @@ from domain.types import JSON, Origin
 from persistence.geometry import ZoneIndex
 from persistence.repositories.bookings import SqlBookings
 from persistence.repositories.conversations import SqlConversations
+from persistence.repositories.identity import SqlChallenges, SqlDevices, SqlFactors
 from persistence.repositories.market import SqlMarket
 from persistence.repositories.offers import SqlOffers
 from persistence.repositories.people import SqlPeople
@@ -46,6 +47,18 @@ class SqlUnitOfWork(UnitOfWork):
     @cached_property
     def people(self) -> SqlPeople:
         return SqlPeople(self)
+
+    @cached_property
+    def factors(self) -> SqlFactors:
+        return SqlFactors(self)
+
+    @cached_property
+    def challenges(self) -> SqlChallenges:
+        return SqlChallenges(self)
+
+    @cached_property
+    def devices(self) -> SqlDevices:
+        return SqlDevices(self)
 
     @cached_property
     def market(self) -> SqlMarket:

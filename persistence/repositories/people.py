@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, bindparam, insert, select, update
@@ -91,6 +92,16 @@ class SqlPeople:
             session_id=session_id,
         )
 
+    async def lock_user(self, user_id: str) -> User | None:
+        query = select(users).where(users.c.id == user_id).with_for_update()
+        row = (await self._connection.execute(query)).one_or_none()
+        return None if row is None else _user(row)
+
+    async def disable(self, user_id: str, disabled_at: datetime | None) -> None:
+        await self._connection.execute(
+            update(users).where(users.c.id == user_id).values(disabled_at=disabled_at, **updated(self._unit))
+        )
+
     async def save_password(self, user_id: str, password_hash: str) -> None:
         await self._connection.execute(
             update(users).where(users.c.id == user_id).values(password_hash=password_hash, **updated(self._unit))
@@ -116,11 +127,17 @@ class SqlPeople:
         )
         return [SignIn(**row) for row in rows.mappings()]
 
+    async def latest_sign_ins(self, user_id: str, limit: int) -> Sequence[SignIn]:
+        # Ids sort by time, and a secondary index ends in the primary key: nothing is sorted.
+        query = select(sessions).where(sessions.c.user_id == user_id).order_by(sessions.c.id.desc()).limit(limit)
+        return [SignIn(**row) for row in (await self._connection.execute(query)).mappings()]
+
     async def save_sign_in(self, sign_in: SignIn) -> None:
         values = {
             "last_used_at": sign_in.last_used_at,
             "revoked_at": sign_in.revoked_at,
             "revoked_reason": sign_in.revoked_reason,
+            "authenticated_at": sign_in.authenticated_at,
         }
         await self._connection.execute(update(sessions).where(sessions.c.id == sign_in.id).values(values))
 

@@ -1,7 +1,10 @@
 import { Auth, RealtimeClient } from '/client/index.js';
+import { openAccount } from './account.js';
 import { DEMO_PASSWORD } from './accounts.js';
 import { connectionStrip } from './connection.js';
+import { deviceId } from './device.js';
 import { h, icon, setText, show } from './dom.js';
+import { secondStep } from './proof.js';
 import { problem } from './words.js';
 
 /**
@@ -31,6 +34,11 @@ export function createPane({ role, title, kind, roles, accounts, view }) {
     { type: 'button', class: 'button small quiet', 'data-testid': 'account-switch', onclick: () => signOut() },
     'Switch account',
   );
+  const settings = h(
+    'button',
+    { type: 'button', class: 'button small quiet', 'data-testid': 'account-open', hidden: true, onclick: () => current && openAccount(current.auth) },
+    'Account',
+  );
   const top = h('div', { class: 'pane-top' });
   const body = h('div', { class: 'pane-body' });
   const picker = accounts.length > 1 ? accountPicker(role, accounts, (email) => signInDemo(email)) : null;
@@ -45,6 +53,7 @@ export function createPane({ role, title, kind, roles, accounts, view }) {
         { class: 'pane-who' },
         h('span', { class: 'avatar', 'aria-hidden': 'true' }, icon(role)),
         h('div', { class: 'pane-titles' }, h('h2', { id: `title-${role}` }, title), name),
+        settings,
         account,
       ),
       picker?.element,
@@ -69,6 +78,7 @@ export function createPane({ role, title, kind, roles, accounts, view }) {
     leave();
     setText(name, 'Not signed in');
     show(account, false);
+    show(settings, false);
     picker?.choose(null);
     body.replaceChildren(signInForm({ role, kind, accounts, message, submit: signIn }));
   }
@@ -83,10 +93,18 @@ export function createPane({ role, title, kind, roles, accounts, view }) {
   /** @param {string} email @param {string} password @returns {Promise<void>} */
   async function signIn(email, password) {
     const mine = leave();
-    const auth = new Auth({ device: { id: `console-${role}`, name: 'Console', platform: 'web' } });
+    const auth = new Auth({ device: { id: deviceId(role), name: 'Console', platform: 'web' } });
     const user = await auth.login(email, password);
     if (mine !== turn) return void auth.logout();
-    if ('mfa_required' in user) throw new Error('This account asks for a second factor, which this page cannot do.');
+    if (!('mfa_required' in user)) return enter(mine, auth, email, user);
+    const refuse = (/** @type {unknown} */ error) => showSignIn(problem(error));
+    const step = secondStep(auth, user, (person) => void enter(mine, auth, email, person).catch(refuse), () => showSignIn());
+    body.replaceChildren(step);
+  }
+
+  /** @param {number} mine @param {Auth} auth @param {string} email @param {any} user @returns {Promise<void>} */
+  async function enter(mine, auth, email, user) {
+    if (mine !== turn) return void auth.logout();
     if (!user.roles.some((held) => roles.includes(held))) {
       void auth.logout();
       throw new Error(`This account is not for this pane. Use ${kind}.`);
@@ -100,6 +118,7 @@ export function createPane({ role, title, kind, roles, accounts, view }) {
     });
     setText(name, user.name ?? email);
     show(account, true);
+    show(settings, true);
     picker?.choose(email);
     top.replaceChildren(link.strip, link.note);
     body.replaceChildren(shown.element);

@@ -3,94 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from sqlalchemy import select, update
 
-from domain.accounts import TOKEN_PREFIX, Accounts, Login, Register, SessionPolicy, successor_of, token_hash
+from domain.accounts import Register
 from domain.errors import Forbidden, InvalidCredentials, InvalidToken
-from domain.identity import Actor, Role
+from domain.factors import token_hash
+from domain.identity import Role
+from domain.sign_ins import TOKEN_PREFIX, successor_of
 from domain.types import JSON
 from persistence import tables
 from persistence.repositories import SqlUnitOfWork
 from tests.domain.marketplace import ORIGIN, Marketplace, refusal, refused
+from tests.domain.office import PASSWORD, Office
 
-PASSWORD = "correct horse battery"
 DAY = 86_400.0
-
-
-class PlainPasswords:
-    """Passwords hashed by writing "hashed " before them; remembers what it was asked to check."""
-
-    def __init__(self) -> None:
-        self.verified: list[tuple[str | None, str]] = []
-        self.outdated: set[str] = set()
-
-    async def hash(self, password: str) -> str:
-        return f"hashed {password}"
-
-    async def verify(self, password_hash: str | None, password: str) -> bool:
-        self.verified.append((password_hash, password))
-        return password_hash in {f"hashed {password}", f"weakly hashed {password}"}
-
-    def needs_rehash(self, password_hash: str) -> bool:
-        return password_hash.startswith("weakly")
-
-
-class NamingTokens:
-    """Access tokens that say whose they are."""
-
-    def issue(self, user_id: str, session_id: str, now: datetime) -> tuple[str, datetime]:
-        return f"access {user_id} {session_id}", now + timedelta(minutes=15)
-
-
-class Office:
-    """The accounts of a marketplace, with shorter words for what tests do often."""
-
-    def __init__(self, market: Marketplace) -> None:
-        self.market = market
-        self.passwords = PlainPasswords()
-        self.accounts = Accounts(market.transactions, self.passwords, NamingTokens(), market.clock, SessionPolicy())
-
-    async def register(self, email: str = "ann@example.test", role: str = "customer") -> JSON:
-        params = Register.model_validate({"email": email, "password": PASSWORD, "name": "Ann", "role": role})
-        return await self.accounts.register(params, ORIGIN)
-
-    async def login(self, email: str = "ann@example.test", password: str = PASSWORD, **params: Any) -> JSON:
-        return await self.accounts.login(Login(email=email, password=password, **params), ORIGIN)
-
-    async def refresh(self, token: str) -> str:
-        successor: str = (await self.accounts.refresh(token, ORIGIN))["refresh_token"]
-        return successor
-
-    async def outcome(self, token: str) -> str:
-        """The successor, or why there is none."""
-        try:
-            return await self.refresh(token)
-        except InvalidToken as error:
-            return error.type
-
-    async def signed_in(self) -> str:
-        """Registers and signs in; returns the refresh token."""
-        await self.register()
-        token: str = (await self.login())["refresh_token"]
-        return token
-
-    async def actor(self, tokens: JSON) -> Actor:
-        _, user_id, session_id = tokens["access_token"].split()
-        return await self.accounts.actor(user_id, session_id)
-
-    async def revoked(self) -> list[list[str]]:
-        """The sessions that nodes were told to close, event by event."""
-        told = await self.market.events("session.revoked")
-        assert all(event.channels == {"control"} for event in told)
-        return [event.data["session_ids"] for event in told]
-
-    async def reasons(self) -> list[str | None]:
-        return [row.revoked_reason for row in await self.market.rows(select(tables.sessions.c.revoked_reason))]
 
 
 @pytest.fixture

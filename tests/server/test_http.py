@@ -15,8 +15,10 @@ from structlog.testing import capture_logs
 from channels.ports import SignedIn
 from domain.accounts import Accounts
 from domain.commands import Desk
+from domain.credentials import Credentials
 from domain.errors import Conflict, FixnadoError, InvalidToken, TooManyRequests, Unavailable
 from domain.identity import Actor, Role
+from domain.second_factor import SecondFactor
 from domain.types import JSON, Origin
 from server.http import Check, Surface, middleware
 from server.telemetry import Metrics
@@ -62,6 +64,8 @@ async def fine() -> None:
 def client_of(backroom: Backroom, checks: Mapping[str, Check] | None = None, **limits: Any) -> httpx.AsyncClient:
     surface = Surface(
         accounts=cast(Accounts, backroom),
+        second_factor=cast(SecondFactor, backroom),
+        credentials=cast(Credentials, backroom),
         desk=cast(Desk, backroom),
         doorman=backroom,
         tokens=Tokens(KeyRing(SigningKey.generate()), life_seconds=60, leeway_seconds=0),
@@ -99,7 +103,7 @@ async def test_a_command_gets_params_key_and_origin(client: httpx.AsyncClient, b
     assert (answer.status_code, answer.json()) == (200, {"done": True})
     assert answer.headers["cache-control"] == "no-store"
     assert backroom.asked == [
-        ("thing.do", {"a": 1}, "k-1", Origin("correlation-1", f"00-{'a' * 32}-{'b' * 16}-01")),
+        ("thing.do", {"a": 1}, "k-1", Origin("correlation-1", f"00-{'a' * 32}-{'b' * 16}-01", address="127.0.0.1")),
     ]
 
 

@@ -98,6 +98,29 @@ export class Auth {
   }
 
   /**
+   * Has a code sent for a challenge, by one of its methods.
+   *
+   * @param {string} challenge
+   * @param {'email' | 'sms'} method
+   * @returns {Promise<string>} Where it went, shortened so that only its owner recognises it.
+   */
+  async sendCode(challenge, method) {
+    return (await this.#post('/auth/mfa/send', { challenge, method })).sent_to;
+  }
+
+  /**
+   * Any other operation under `/auth` for whoever is signed in, such as `call('GET', '/auth/sessions')`.
+   *
+   * @param {'GET' | 'POST' | 'DELETE'} method
+   * @param {string} path
+   * @param {Json} [body]
+   * @returns {Promise<Json>} `{}` when the answer has no body.
+   */
+  async call(method, path, body) {
+    return this.#request(method, path, body, await this.accessToken());
+  }
+
+  /**
    * Makes an account; signing in is a step of its own.
    *
    * @param {{ email: string, password: string, name: string, role: 'customer' | 'provider' }} account

@@ -117,3 +117,28 @@ test('me asks with the access token', async () => {
   assert.deepEqual(await auth.me(), { id: '42' });
   assert.equal(requests.at(-1).authorization, 'Bearer access-1');
 });
+
+test('a second factor is asked for, sent and answered; other operations carry the token', async () => {
+  const asked = { mfa_required: true, challenge: 'fxm_1', methods: ['totp', 'email'] };
+  const { auth, requests } = authWith({
+    '/auth/login': [asked],
+    '/auth/mfa/send': [{ challenge: 'fxm_1', sent_to: 'a•••@b.test' }],
+    '/auth/mfa/verify': [tokens(1)],
+    '/auth/sessions': [{ sessions: [] }],
+    '/auth/mfa/disable': [''],
+  });
+  assert.deepEqual(await auth.login('a@b.test', 'secret'), asked);
+  assert.equal(await auth.sendCode('fxm_1', 'email'), 'a•••@b.test');
+  assert.equal((await auth.verifyMfa('fxm_1', '123456')).id, '42');
+  assert.deepEqual(await auth.call('GET', '/auth/sessions'), { sessions: [] });
+  assert.deepEqual(await auth.call('POST', '/auth/mfa/disable', { password: 'p', code: '1' }), {});
+  assert.deepEqual(
+    requests.slice(1).map(({ body, authorization }) => [body, authorization]),
+    [
+      [{ challenge: 'fxm_1', method: 'email' }, undefined],
+      [{ challenge: 'fxm_1', code: '123456' }, undefined],
+      [undefined, 'Bearer access-1'],
+      [{ password: 'p', code: '1' }, 'Bearer access-1'],
+    ],
+  );
+});

@@ -1,0 +1,197 @@
+"""Changing and resetting a password, and disabling an account: what ends everything that began before.
+
+All three hold the lock of the person's row, under which sign-ins begin; a sign-in with the old password is therefore
+either over before, and ended here, or finds the new password and is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import Field
+
+from domain.accounts import Email, Password
+from domain.errors import Forbidden, InvalidCredentials, InvalidToken
+from domain.factors import RESET_PREFIX, Challenge, Purpose, new_token, token_hash
+from domain.identity import Actor
+from domain.letters import Letter, LetterKind, Medium
+from domain.limits import account_key
+from domain.networks import network_of
+from domain.ports import UnitOfWork
+from domain.second_factor import tell
+from domain.sign_ins import IdentityPorts, SignIns
+from domain.types import JSON, Origin
+from domain.views import Params
+
+
+class ChangeParams(Params):
+    """The password one has, and the one to have from now on."""
+
+    password: Annotated[str, Field(max_length=1024)]
+    new_password: Password
+
+
+class ResetParams(Params):
+    """The account whose password is forgotten."""
+
+    email: Email
+
+
+class ConfirmResetParams(Params):
+    """The token that was sent, and the password to have from now on."""
+
+    token: Annotated[str, Field(min_length=1, max_length=128)]
+    new_password: Password
+
+
+class Credentials:
+    """The use cases."""
+
+    def __init__(self, ports: IdentityPorts, sign_ins: SignIns) -> None:
+        self._ports = ports
+        self._transactions = ports.transactions
+        self._gate = ports.gate
+        self._sign_ins = sign_ins
+
+    async def change_password(self, actor: Actor, params: ChangeParams, origin: Origin) -> None:
+        """Sets a new password and ends the person's other sign-ins.
+
+        Raises:
+            InvalidCredentials: the present password is not right.
+            StepUpRequired: the person has a second factor and proved it too long ago.
+            TooManyRequests: too many wrong passwords.
+        """
+        await self._gate.enter(origin.address)
+        user = await self._transactions.read(lambda uow: uow.people.user(actor.user_id))
+        if user is None:
+            raise InvalidToken
+        account = account_key(user.email, actor.session_id)
+        await self._gate.attempt(account)
+        if not await self._ports.passwords.verify(user.password_hash, params.password):
+            await self._gate.failed(origin.address, account)
+            raise InvalidCredentials
+        await self._gate.succeeded(account)
+        await self._transactions.read(lambda uow: self._may_change(uow, actor))
+        password_hash = await self._ports.passwords.hash(params.new_password)
+
+        async def work(uow: UnitOfWork) -> None:
+            locked = await uow.people.lock_user(user.id)
+            if locked is None or locked.disabled_at is not None or locked.password_hash != user.password_hash:
+                raise InvalidCredentials
+            await self._may_change(uow, actor)
+            await self._replace(uow, user.id, password_hash, "password_changed", but=actor.session_id)
+
+        await self._transactions.write(work, replace(origin, actor_id=actor.user_id))
+        await self._done("password_changed", user.id, user.email, origin)
+
+    async def request_reset(self, params: ResetParams, origin: Origin) -> JSON:
+        """Sends a reset token to the address if it is somebody's. The answer and the work are the same if not.
+
+        Raises:
+            TooManyRequests: too many requests from the address, or for the account, known or not.
+        """
+        await self._gate.enter(origin.address)
+        await self._gate.letter(account_key(params.email))
+        user = await self._transactions.read(lambda uow: uow.people.by_email(params.email))
+        if user is not None and user.disabled_at is not None:
+            user = None
+        token = new_token(RESET_PREFIX)
+
+        async def work(uow: UnitOfWork) -> None:
+            ends = uow.now + timedelta(seconds=self._sign_ins.policy.reset_seconds)
+            user_id = user.id if user else None
+            await uow.challenges.add(Challenge(token_hash(token), Purpose.RESET, user_id, {}, uow.now, ends))
+
+        await self._transactions.write(work, origin)
+        if user is not None:
+            await tell(self._ports, Letter(LetterKind.PASSWORD_RESET, Medium.EMAIL, user.email, token))
+        await self._ports.security.record("password_reset_asked", user.id if user else None, _whence(origin))
+        return {}
+
+    async def confirm_reset(self, params: ConfirmResetParams, origin: Origin) -> None:
+        """Sets a new password and ends all of the person's sign-ins. A second factor stays what it is.
+
+        Raises:
+            InvalidToken: unknown, used, late, or for something else.
+            TooManyRequests: too many wrong tokens from the address.
+        """
+        await self._gate.enter(origin.address)
+        hashed = token_hash(params.token)
+        asked = await self._transactions.read(lambda uow: uow.challenges.get(hashed))
+        # Before anything is hashed: rubbish costs no Argon2.
+        if not _good(asked, self._ports) or asked is None or asked.user_id is None:
+            await self._gate.failed(origin.address)
+            raise InvalidToken
+        user_id = asked.user_id
+        password_hash = await self._ports.passwords.hash(params.new_password)
+
+        async def work(uow: UnitOfWork) -> str:
+            user = await uow.people.lock_user(user_id)
+            locked = await uow.challenges.lock(hashed)
+            if user is None or user.disabled_at is not None or locked is None or not locked.is_open(uow.now):
+                raise InvalidToken
+            await uow.challenges.save(replace(locked, used_at=uow.now))
+            await self._replace(uow, user_id, password_hash, "password_reset")
+            return user.email
+
+        email = await self._transactions.write(work, replace(origin, actor_id=user_id))
+        # Whoever reads the account's mail is its owner; strangers' failures at the password that was count no longer.
+        await self._gate.succeeded(account_key(email))
+        await self._done("password_reset", user_id, email, origin)
+
+    async def disable(self, email: str, origin: Origin) -> None:
+        """Disables an account: nobody signs in to it, and whoever is in is out within a second.
+
+        Raises:
+            Forbidden: there is no such account.
+        """
+        user_id = await self._set_disabled(email, True, origin)
+        await self._ports.security.record("user_disabled", user_id, {"by": origin.actor_id})
+
+    async def enable(self, email: str, origin: Origin) -> None:
+        """Lets people sign in to the account again.
+
+        Raises:
+            Forbidden: there is no such account.
+        """
+        user_id = await self._set_disabled(email, False, origin)
+        await self._ports.security.record("user_enabled", user_id, {"by": origin.actor_id})
+
+    async def _set_disabled(self, email: str, disabled: bool, origin: Origin) -> str:
+        async def work(uow: UnitOfWork) -> str:
+            user = await uow.people.by_email(email.strip().lower())
+            if user is None or await uow.people.lock_user(user.id) is None:
+                raise Forbidden("There is no such account.")
+            await uow.people.disable(user.id, uow.now if disabled else None)
+            if disabled:
+                await uow.challenges.end_all(user.id, uow.now)
+                await self._sign_ins.end_all(uow, user.id, "disabled")
+            return user.id
+
+        return await self._transactions.write(work, origin)
+
+    async def _may_change(self, uow: UnitOfWork, actor: Actor) -> None:
+        """The password alone is proof enough only for whoever has nothing else."""
+        if any(factor.confirmed_at is not None for factor in await uow.factors.of(actor.user_id)):
+            await self._sign_ins.require_recent(uow, actor)
+
+    async def _replace(
+        self, uow: UnitOfWork, user_id: str, password_hash: str, reason: str, but: str | None = None
+    ) -> None:
+        await uow.people.save_password(user_id, password_hash)
+        await uow.challenges.end_all(user_id, uow.now)
+        await self._sign_ins.end_all(uow, user_id, reason, but=but)
+
+    async def _done(self, kind: str, user_id: str, email: str, origin: Origin) -> None:
+        await self._ports.security.record(kind, user_id, _whence(origin))
+        await tell(self._ports, Letter(LetterKind.PASSWORD_CHANGED, Medium.EMAIL, email))
+
+
+def _good(asked: Challenge | None, ports: IdentityPorts) -> bool:
+    return asked is not None and asked.purpose is Purpose.RESET and asked.is_open(ports.clock.now())
+
+
+def _whence(origin: Origin) -> JSON:
+    return {"network": network_of(origin.address)}

@@ -23,6 +23,7 @@ from domain.events import Event
 from domain.identity import Actor, MembershipRole, RefreshToken, Role, SignIn, User
 from domain.ports import AccessTokens, Clock, Passwords, Transactions, UnitOfWork
 from domain.providers import Provider, ProviderStatus
+from domain.security import SecurityEvents, SecurityKind
 from domain.types import JSON, Origin, new_id, wire_time
 from domain.views import Params, View
 
@@ -173,6 +174,7 @@ class Accounts:
         user = await self._transactions.read(lambda uow: uow.people.by_email(email))
         right = await self._passwords.verify(user.password_hash if user else None, params.password)
         if user is None or not right or user.disabled_at is not None:
+            await self._attest_failed_login(user, email, origin)
             raise InvalidCredentials
         rehashed = (
             await self._passwords.hash(params.password) if self._passwords.needs_rehash(user.password_hash) else None
@@ -221,6 +223,9 @@ class Accounts:
                 successor = successor_of(token, link.successor_nonce or "")
             else:
                 await self.end(uow, sign_in, "reuse")
+                await SecurityEvents().record(
+                    uow, SecurityKind.TOKEN_REUSED, "anonymous", sign_in.user_id, {"session_id": sign_in.id}
+                )
                 return None
             sign_in = replace(sign_in, last_used_at=uow.now)
             await uow.people.save_sign_in(sign_in)
@@ -311,6 +316,18 @@ class Accounts:
                 data={"session_ids": [sign_in.id], "user_ids": []},
             )
         )
+
+    async def _attest_failed_login(self, user: User | None, email: str, origin: Origin) -> None:
+        # The address only as a digest: people type passwords into the wrong field. The same work for every cause.
+        why = "unknown" if user is None else "disabled" if user.disabled_at is not None else "wrong_password"
+        details = {"why": why, "email_sha256": hashlib.sha256(email.encode()).hexdigest()}
+
+        async def work(uow: UnitOfWork) -> None:
+            await SecurityEvents().record(
+                uow, SecurityKind.LOGIN_FAILED, "anonymous", user.id if user else None, details
+            )
+
+        await self._transactions.write(work, origin)
 
     async def _rotate(self, uow: UnitOfWork, link: RefreshToken, sign_in: SignIn, token: str) -> str:
         nonce = secrets.token_urlsafe(24)

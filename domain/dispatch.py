@@ -19,6 +19,7 @@ from domain.geography import distance_m
 from domain.offers import LIVE, AcceptOffer, DeclineOffer, Offer, OfferStatus
 from domain.ports import Candidate
 from domain.providers import Provider, ProviderStatus, Strategy, Zone
+from domain.security import SecurityEvents, SecurityKind
 from domain.types import JSON, Interval, Money, new_id
 from domain.views import NoParams
 
@@ -235,6 +236,8 @@ async def assign_by_force(ctx: Context, params: AssignBooking) -> JSON:
     live = await ctx.uow.offers.live_of_booking(booking.id)
     after = await moves.assign(ctx, booking, provider, frozenset({Party.OPERATIONS}))
     await moves.withdraw(ctx, live, "taken")
+    details = {"provider_id": provider.id, "version": after.version}
+    await SecurityEvents().record(ctx.uow, SecurityKind.BOOKING_ASSIGNED_BY_STAFF, ctx.actor.user_id, after.id, details)
     return {"booking": bookings.view(after, ctx.policy.response_target_seconds)}
 
 

@@ -104,7 +104,7 @@ async def publish(ctx: Context, params: PublishLocation) -> JSON:
         NotOnAJob: nothing from ``en_route`` to completion.
     """
     policy = ctx.policy
-    provider_id = own_provider_id(ctx, None)
+    provider_id, jobs = await _on_a_job(ctx)
     age_seconds = (ctx.now - params.fix_at).total_seconds()
     if age_seconds > policy.fix_max_age_seconds or age_seconds < -FUTURE_TOLERANCE_SECONDS:
         raise StaleFix
@@ -115,7 +115,8 @@ async def publish(ctx: Context, params: PublishLocation) -> JSON:
             raise TooManyRequests(policy.fix_in_seconds - since)
         if params.fix_at <= track.newest_fix_at:
             raise StaleFix
-    jobs = [job for job in await ctx.uow.bookings.under_way(provider_id) if job.status in bookings.TRACKED]
+    if jobs is None:
+        jobs = await _tracked(ctx, provider_id)
     if not jobs:
         raise NotOnAJob
     job = jobs[0]
@@ -131,6 +132,24 @@ async def publish(ctx: Context, params: PublishLocation) -> JSON:
             _estimate(ctx, job, provider_id, place, track)
     ctx.after_commit.append(lambda: ctx.positions.remember(provider_id, track))
     return {"booking_id": job.id, "shared": share}
+
+
+async def _on_a_job(ctx: Context) -> tuple[str, list[Booking] | None]:
+    """The provider that the fix is for, and its jobs when they had to be read to tell.
+
+    Whoever speaks for one provider only is told the cheap refusals before the database is asked.
+    """
+    own = sorted(ctx.actor.provider_ids)
+    if len(own) <= 1:
+        return own_provider_id(ctx, None), None
+    for provider_id in own:
+        if jobs := await _tracked(ctx, provider_id):
+            return provider_id, jobs
+    raise NotOnAJob
+
+
+async def _tracked(ctx: Context, provider_id: str) -> list[Booking]:
+    return [job for job in await ctx.uow.bookings.under_way(provider_id) if job.status in bookings.TRACKED]
 
 
 async def _arrive(ctx: Context, job: Booking) -> Booking:

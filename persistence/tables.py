@@ -117,6 +117,7 @@ organisations = Table(
     metadata,
     Column("id", Id, primary_key=True),
     Column("name", Name, nullable=False),
+    Column("version", Integer, nullable=False),
     *_audit(),
 )
 
@@ -126,7 +127,24 @@ memberships = Table(
     Column("organisation_id", Id, ForeignKey("organisations.id"), primary_key=True),
     Column("user_id", Id, ForeignKey("users.id"), primary_key=True, index=True),
     Column("role", Code, nullable=False),
+    Column("version", Integer, nullable=False),
     *_audit(),
+)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("organisation_id", Id, ForeignKey("organisations.id"), nullable=False),
+    Column("email", String(254), nullable=False),
+    Column("role", Code, nullable=False),
+    Column("status", Code, nullable=False),
+    Column("token_hash", String(64), nullable=False, unique=True),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("accepted_by", Id),
+    Column("version", Integer, nullable=False),
+    *_audit(),
+    Index(None, "organisation_id", "status"),
 )
 
 sessions = Table(
@@ -161,6 +179,41 @@ signing_keys = Table(
     Column("private_pem", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("retires_at", UtcDateTime),  # verifies until then, signs no longer
+)
+
+audit_log = Table(  # append-only: each row's hash covers its content and the hash of the row before
+    "audit_log",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),  # 1, 2, 3 … without gaps
+    Column("at", UtcDateTime, nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("actor_id", Id, nullable=False),
+    Column("subject_id", Id),
+    Column("correlation_id", String(64), nullable=False),
+    Column("details", JsonText, nullable=False),
+    Column("previous_hash", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+audit_head = Table(  # one row, the newest of the chain; locked by whoever appends
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+flags = Table(
+    "flags",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("state", Code, nullable=False),
+    Column("percentage", Double, nullable=False),
+    Column("roles", JsonText, nullable=False),
+    Column("organisations", JsonText, nullable=False),
+    Column("source", Code, nullable=False),
+    Column("version", Integer, nullable=False),
+    *_audit(),
 )
 
 # --- marketplace ------------------------------------------------------------------------------------------------------

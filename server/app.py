@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from domain.catalogue import COMMANDS, TIMERS
 from domain.commands import Desk
 from domain.errors import Unavailable
 from domain.policy import Policy
+from domain.security import AuditEntry, SecurityKind
 from persistence.database import Database, DatabaseOptions
 from persistence.geometry import ZoneIndex
 from persistence.log import SqlEventLog
@@ -108,7 +109,7 @@ class Application:
         self.settings = settings
         self.node_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
         clock = SystemClock()
-        self.metrics = Metrics(methods=COMMANDS, close_codes=list(CloseCode))
+        self.metrics = Metrics(COMMANDS, list(CloseCode), list(SecurityKind))
         self.workers = Workers()
 
         # What survives.
@@ -116,7 +117,11 @@ class Application:
         self.log = SqlEventLog(self.database)
         zones = ZoneIndex()
         self.transactions: Transactions[SqlUnitOfWork] = Transactions(
-            self.database, clock, Units(zones, self._timer_is_set), self._events_are_committed
+            self.database,
+            clock,
+            Units(zones, self._timer_is_set),
+            self._events_are_committed,
+            on_attested=self._facts_are_attested,
         )
 
         # What is allowed.
@@ -248,6 +253,20 @@ class Application:
 
     def _events_are_committed(self) -> None:
         self.sequencer.nudge()
+
+    def _facts_are_attested(self, entries: Sequence[AuditEntry]) -> None:
+        for entry in entries:
+            self.metrics.attested(entry.kind)
+            # The hash in a log that is kept elsewhere is what the chain can be held against.
+            log.warning(
+                "security_event",
+                kind=entry.kind,
+                number=entry.number,
+                hash=entry.hash,
+                actor=entry.actor_id,
+                subject=entry.subject_id,
+                correlation_id=entry.correlation_id,
+            )
 
     def _timer_is_set(self, due_at: datetime) -> None:
         self.timers.note(due_at)

@@ -1,10 +1,13 @@
-"""The command line: ``fixnado serve``, ``demo``, ``migrate``, ``user add``, ``watch``, ``settings``, ``specs``."""
+"""The command line: ``fixnado serve``, ``demo``, ``migrate``, ``user add``, ``audit verify``, ``watch``, ``settings``,
+``specs``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, NoReturn
 
@@ -12,12 +15,15 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from domain.accounts import Email
 from domain.errors import FixnadoError, Unavailable
 from domain.identity import Role
 from domain.types import Origin
+from persistence.audit_log import Verdict, verify_audit_log
+from persistence.database import Database
 from persistence.migrate import upgrade
 from server import demo as demo_market
 from server import serving, specs
@@ -36,6 +42,8 @@ cli = typer.Typer(
 )
 users = typer.Typer(help="Accounts.", no_args_is_help=True)
 cli.add_typer(users, name="user")
+audit = typer.Typer(help="The audit log.", no_args_is_help=True)
+cli.add_typer(audit, name="audit")
 console = Console()
 errors = Console(stderr=True)
 
@@ -164,6 +172,27 @@ def add_user(
             app.passwords.close()
 
     console.print(f"Added {address} as {role.value}: {asyncio.run(add())}", highlight=False)
+
+
+@audit.command("verify")
+def verify_audit() -> None:
+    """Walk the audit log and say whether every row is as it was written; exit code 1 names the first that is not."""
+    settings = _settings()
+
+    async def walk(told: Callable[[int, int], None]) -> Verdict:
+        database = Database(settings.database_url, database_options(settings))
+        try:
+            return await verify_audit_log(database, told)
+        finally:
+            await database.close()
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task("Walking the audit log", total=None)
+        verdict = asyncio.run(walk(lambda done, total: bar.update(task, completed=done, total=total)))
+    if verdict.broken is not None:
+        _fail(f"the audit log is broken at row {verdict.broken}: {verdict.why}; the {verdict.rows} before it are whole")
+    console.print(f"{verdict.rows} rows, all whole. Hash of the newest: {verdict.head_hash}", highlight=False)
 
 
 @cli.command()

@@ -17,7 +17,7 @@ import structlog
 
 from channels.ports import SignedIn
 from channels.protocol import read_event
-from channels.topics import Facts, Kind, Topic
+from channels.topics import ADMIN_SECURITY, Facts, Kind, Topic
 from domain import availability, snapshots
 from domain.accounts import Accounts
 from domain.commands import Desk
@@ -97,6 +97,8 @@ class DatabaseSnapshots:
                     return await snapshots.of_conversation(ctx, topic.id)
                 case Kind.PROVIDER:
                     return await snapshots.of_provider(ctx, topic.id)
+                case Kind.ADMIN if topic.channel == ADMIN_SECURITY:
+                    return await snapshots.of_security(ctx)
                 case Kind.ADMIN:
                     return await snapshots.of_feed(ctx)
                 case _:

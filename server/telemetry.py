@@ -254,13 +254,17 @@ class Metrics:
     Args:
         methods: the names of the catalogue's commands; any other is counted as ``other``.
         close_codes: the close codes that are counted one by one; any other is counted as ``other``.
+        security_kinds: what the audit log can attest; any other is counted as ``other``.
     """
 
-    def __init__(self, methods: Iterable[str] = (), close_codes: Iterable[int] = ()) -> None:
+    def __init__(
+        self, methods: Iterable[str] = (), close_codes: Iterable[int] = (), security_kinds: Iterable[str] = ()
+    ) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._methods = frozenset(methods)
         self._outcomes = frozenset({"ok", *_error_types(FixnadoError)})
+        self._security_kinds = frozenset(security_kinds)
         self._close_codes = frozenset(close_codes) | {1000, 1001, 1002, 1005, 1006, 1007, 1009, 1011, 1012}
         self.sockets = self._gauge("sockets", "Sockets open now.")
         self.deliveries = self._counter("deliveries", "Frames handed to the transports of sockets.")
@@ -290,6 +294,9 @@ class Metrics:
             buckets=_LATENCY_SECONDS,
             registry=self.registry,
         )
+        self._security_events = Counter(
+            "security_events", "Rows of the audit log.", ("kind",), namespace="fixnado", registry=self.registry
+        )
         self._closes = Counter("closes", "Sockets closed.", ("code",), namespace="fixnado", registry=self.registry)
 
     def command(self, method: str, outcome: str, seconds: float) -> None:
@@ -297,6 +304,10 @@ class Metrics:
         method = method if method in self._methods else _OTHER
         self._commands.labels(method, outcome if outcome in self._outcomes else _OTHER).inc()
         self._command_seconds.labels(method).observe(seconds)
+
+    def attested(self, kind: str) -> None:
+        """Counts one row of the audit log that this node wrote."""
+        self._security_events.labels(kind if kind in self._security_kinds else _OTHER).inc()
 
     def closed(self, code: int) -> None:
         """Counts one socket that ended with this close code, its own or the client's."""

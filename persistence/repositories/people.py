@@ -40,6 +40,13 @@ _ACTOR = (
     .order_by(memberships.c.organisation_id)
 )
 
+_MEMBERSHIPS = (
+    select(memberships.c.organisation_id, memberships.c.role, providers.c.id.label("provider_id"))
+    .join(providers, providers.c.organisation_id == memberships.c.organisation_id)
+    .where(memberships.c.user_id == bindparam("user"))
+    .order_by(memberships.c.organisation_id)
+)
+
 
 class SqlPeople:
     """See :class:`domain.ports.People`."""
@@ -67,11 +74,11 @@ class SqlPeople:
 
     async def add_organisation(self, organisation_id: str, name: str) -> None:
         await self._connection.execute(
-            insert(organisations), {"id": organisation_id, "name": name} | created(self._unit)
+            insert(organisations), {"id": organisation_id, "name": name, "version": 1} | created(self._unit)
         )
 
     async def add_membership(self, organisation_id: str, user_id: str, role: MembershipRole) -> None:
-        row = {"organisation_id": organisation_id, "user_id": user_id, "role": role.value}
+        row = {"organisation_id": organisation_id, "user_id": user_id, "role": role.value, "version": 1}
         await self._connection.execute(insert(memberships), row | created(self._unit))
 
     async def actor(self, user_id: str, session_id: str) -> Actor | None:
@@ -89,6 +96,15 @@ class SqlPeople:
                 if row.provider_id is not None
             ),
             session_id=session_id,
+        )
+
+    async def memberships(self, user_id: str) -> tuple[Membership, ...]:
+        rows = await self._connection.execute(_MEMBERSHIPS, {"user": user_id})
+        return tuple(Membership(row.organisation_id, row.provider_id, MembershipRole(row.role)) for row in rows)
+
+    async def save_roles(self, user_id: str, roles: frozenset[Role]) -> None:
+        await self._connection.execute(
+            update(users).where(users.c.id == user_id).values(roles=sorted(roles), **updated(self._unit))
         )
 
     async def save_password(self, user_id: str, password_hash: str) -> None:

@@ -75,6 +75,7 @@ async def send_wave(ctx: Context, booking: Booking) -> Booking:
             id=new_id(ctx.now),
             booking_id=booking.id,
             provider_id=provider.id,
+            organisation_id=provider.organisation_id,
             wave=booking.wave,
             status=OfferStatus.SENT,
             rank=offers.weighted(parts),

@@ -331,6 +331,7 @@ offers = Table(
     Column("id", Id, primary_key=True),
     Column("booking_id", Id, ForeignKey("bookings.id"), nullable=False),
     Column("provider_id", Id, ForeignKey("providers.id"), nullable=False),
+    Column("organisation_id", Id, nullable=False),
     Column("wave", Integer, nullable=False),
     Column("status", Code, nullable=False),
     Column("rank", Double, nullable=False),

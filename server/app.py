@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from channels import protocol, topics
 from channels.broker import InProcessBroker
+from channels.flags import FlagNews
 from channels.limits import Limits
 from channels.protocol import CloseCode
 from channels.realtime import Ports, Realtime
@@ -54,7 +55,7 @@ from server.settings import Settings
 from server.telemetry import Metrics, logger, watch_loop_lag
 from server.tokens import KeyRing, SigningKey, Tokens
 from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
-from server.workers import HubAudit, OutboxWatch, Pruner, SocketSweep, TimerWorker, Workers
+from server.workers import FlagWatch, HubAudit, OutboxWatch, Pruner, SocketSweep, TimerWorker, Workers
 
 log = logger(__name__)
 
@@ -164,6 +165,7 @@ class Application:
             trace=trace,
         )
         self.desk.announcer = self.realtime.announcer
+        self.flags = FlagNews(self.realtime.hub, clock)
 
         # What works in the background.
         self.sequencer = Sequencer(
@@ -184,6 +186,7 @@ class Application:
             log_entries=settings.log_retention_entries,
             key_hours=settings.idempotency_hours,
         )
+        self._flag_watch = FlagWatch(self.transactions, self.flags)
         self._outbox_watch = OutboxWatch(self.database, self.sequencer, self.metrics)
 
         # What faces the network.
@@ -221,11 +224,13 @@ class Application:
         await self._check_schema()
         self.tokens.ring = await load_key_ring(self.database, self.node_id)
         await self.realtime.start()
+        await self._flag_watch.run_once()
         self.workers.start("sequencer", self.sequencer.run)
         self.workers.start("timers", self.timers.run)
         self.workers.start("sockets", self._sweep.run)
         self.workers.start("pruner", self._pruner.run)
         self.workers.start("audit", HubAudit(self.realtime.hub).run)
+        self.workers.start("flags", self._flag_watch.run)
         self.workers.start("outbox-watch", self._outbox_watch.run)
         self.workers.start("loop-lag", self._until_stopped(partial(watch_loop_lag, self.metrics)))
 

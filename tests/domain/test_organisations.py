@@ -292,3 +292,11 @@ async def test_somebody_of_two_firms_speaks_for_each(market: Marketplace) -> Non
     await market.call(both, "presence.set", status="away", provider_id=second.provider_id)
     fix = {"lat": 51.6, "lon": -0.1426, "fix_at": market.clock.now().isoformat()}
     assert (await market.call(both, "location.publish", **fix))["booking_id"] == job, "the one that is on a job"
+
+
+def test_every_row_about_a_provider_carries_its_organisation() -> None:
+    # These are parts of a provider, named by it, and never read but through it.
+    parts = {"provider_skills", "provider_zones", "provider_sockets", "booking_declines"}
+    for table in tables.metadata.sorted_tables:
+        if "provider_id" in table.c and table.name not in parts:
+            assert "organisation_id" in table.c, table.name

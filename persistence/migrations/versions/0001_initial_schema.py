@@ -492,6 +492,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("booking_id", sa.String(length=64), nullable=False),
         sa.Column("provider_id", sa.String(length=64), nullable=False),
+        sa.Column("organisation_id", sa.String(length=64), nullable=False),
         sa.Column("wave", sa.Integer(), nullable=False),
         sa.Column("status", sa.String(length=32), nullable=False),
         sa.Column("rank", sa.Double(), nullable=False),

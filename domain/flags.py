@@ -108,6 +108,11 @@ class FlagBoard:
         flag = self._flags.get(name)
         return flag is not None and flag.is_on(actor)
 
+    @property
+    def managed(self) -> bool:
+        """Whether the secret manager has the last word about any."""
+        return any(flag.source is FlagSource.SECRETS for flag in self._flags.values())
+
     def put(self, flag: Flag) -> bool:
         """Takes a flag unless a newer version is known; whether it was taken."""
         known = self._flags.get(flag.name)

@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -28,8 +28,10 @@ from domain.accounts import Accounts, SessionPolicy
 from domain.catalogue import COMMANDS, TIMERS
 from domain.commands import Desk
 from domain.errors import Unavailable
+from domain.flags import take_over
 from domain.policy import Policy
 from domain.security import AuditEntry, SecurityKind
+from domain.types import Origin, new_id
 from persistence.database import Database, DatabaseOptions
 from persistence.geometry import ZoneIndex
 from persistence.log import SqlEventLog
@@ -51,6 +53,7 @@ from server.live import (
     trace,
 )
 from server.passwords import Passwords
+from server.secrets import Secret, SecretReader, SecretWatch
 from server.settings import Settings
 from server.telemetry import Metrics, logger, watch_loop_lag
 from server.tokens import KeyRing, SigningKey, Tokens
@@ -187,6 +190,11 @@ class Application:
             key_hours=settings.idempotency_hours,
         )
         self._flag_watch = FlagWatch(self.transactions, self.flags)
+        self._secrets: SecretReader | None = None
+        self.secret_watch: SecretWatch | None = None
+        if settings.secrets_id is not None:
+            self._secrets = SecretReader(settings.secrets_id, settings.secrets_timeout_seconds)
+            self.secret_watch = SecretWatch(self._secrets, self._apply_secret, settings.secrets_poll_seconds)
         self._outbox_watch = OutboxWatch(self.database, self.sequencer, self.metrics)
 
         # What faces the network.
@@ -231,6 +239,9 @@ class Application:
         self.workers.start("pruner", self._pruner.run)
         self.workers.start("audit", HubAudit(self.realtime.hub).run)
         self.workers.start("flags", self._flag_watch.run)
+        if self.secret_watch is not None:
+            await self.secret_watch.look()
+            self.workers.start("secrets", self.secret_watch.run)
         self.workers.start("outbox-watch", self._outbox_watch.run)
         self.workers.start("loop-lag", self._until_stopped(partial(watch_loop_lag, self.metrics)))
 
@@ -238,6 +249,8 @@ class Application:
         """Ends what :meth:`start` began, last first."""
         await self.realtime.stop()
         await self.workers.stop()
+        if self._secrets is not None:
+            self._secrets.close()
         self.passwords.close()
         await self.database.close()
 
@@ -247,7 +260,14 @@ class Application:
 
     def checks(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         """What readiness asks, by name."""
-        return {"database": self.database.ping, "schema": self._check_schema, "broker": self._check_broker}
+        checks: dict[str, Callable[[], Awaitable[None]]] = {
+            "database": self.database.ping,
+            "schema": self._check_schema,
+            "broker": self._check_broker,
+        }
+        if self.secret_watch is not None:
+            checks["secrets"] = self.secret_watch.check
+        return checks
 
     async def _check_schema(self) -> None:
         if not await is_current(self.database):
@@ -255,6 +275,26 @@ class Application:
 
     async def _check_broker(self) -> None:
         """The in-process broker lives as long as the process."""
+
+    async def _apply_secret(self, secret: Secret) -> None:
+        """Takes over what can change while the process runs: the database's credentials, and flags."""
+        fresh = self.settings.updated(secret.settings)
+        taken: dict[str, object] = {}
+        if fresh.database_url != self.settings.database_url:
+            try:
+                await self.database.rotate(fresh.database_url)
+                taken["database_url"] = fresh.database_url
+                log.info("database_credentials_rotated")
+            except ValueError:
+                pass  # another database: named below, with all that needs a new process
+        self.settings = self.settings.model_copy(update=taken)
+        waiting = sorted(name for name in Settings.model_fields if getattr(fresh, name) != getattr(self.settings, name))
+        if waiting:
+            log.warning("settings_need_a_restart", settings=waiting)
+        if secret.flags or self.flags.board.managed:
+            origin = Origin(new_id(datetime.now(UTC)))
+            changed = await self.desk.run_as_system(lambda ctx: take_over(ctx, secret.flags), origin)
+            self.flags.take(changed)
 
     def _events_are_committed(self) -> None:
         self.sequencer.nudge()

@@ -29,6 +29,7 @@ from server import demo as demo_market
 from server import serving, specs
 from server.app import Application, database_options
 from server.robot import RobotError
+from server.secrets import read_settings
 from server.settings import Settings, SettingsError
 from server.simulator import firms_for, simulate
 from server.watch import watch as watch_feed
@@ -80,7 +81,7 @@ def _fail(line: str) -> NoReturn:
 
 def _settings(**overrides: Any) -> Settings:
     environ = {name: value for name, value in os.environ.items() if name not in {NEW_USER_PASSWORD, WATCH_PASSWORD}}
-    return Settings.load(environ, overrides=overrides)
+    return Settings.load(environ, overrides=overrides, secrets=read_settings)
 
 
 @cli.command()

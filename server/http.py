@@ -30,6 +30,7 @@ from domain.commands import Desk, validated
 from domain.errors import FixnadoError, InvalidParams, NotAuthenticated
 from domain.identity import Actor
 from domain.types import JSON, Origin
+from server.health import Degraded
 from server.operations import OPERATIONS, Call, Operation
 from server.telemetry import (
     METRICS_CONTENT_TYPE,
@@ -59,7 +60,7 @@ SECURITY_HEADERS = (
 )
 
 Check = Callable[[], Awaitable[None]]
-"""Raises when a dependency is not well."""
+"""Raises when a dependency is not well; :class:`server.health.Degraded` when the node can serve nevertheless."""
 
 
 class BadRequest(FixnadoError):
@@ -195,26 +196,25 @@ class Surface:
     async def _ready(self, _: Request) -> Response:
         names = list(self.checks)
         outcomes = await asyncio.gather(*(self._check(self.checks[name]) for name in names))
-        dependencies = {
-            name: {"status": "ok"} if problem is None else {"status": "failing", "why": problem}
-            for name, problem in zip(names, outcomes, strict=True)
-        }
-        well = all(problem is None for problem in outcomes)
+        dependencies = dict(zip(names, outcomes, strict=True))
+        well = all(outcome["status"] != "failing" for outcome in outcomes)
         shape = {"status": "ready" if well else "not_ready", "dependencies": dependencies}
         return json_response(shape, 200 if well else 503)
 
-    async def _check(self, check: Check) -> str | None:
+    async def _check(self, check: Check) -> dict[str, str]:
         try:
             async with asyncio.timeout(self.check_timeout_seconds):
                 await check()
         except TimeoutError:
-            return f"no answer in {self.check_timeout_seconds:g} s"
+            return {"status": "failing", "why": f"no answer in {self.check_timeout_seconds:g} s"}
+        except Degraded as error:
+            return {"status": "degraded", "why": error.message}
         except FixnadoError as error:
-            return error.message
+            return {"status": "failing", "why": error.message}
         except Exception:
             log.exception("health_check_failed")
-            return "the check failed; the log says why"
-        return None
+            return {"status": "failing", "why": "the check failed; the log says why"}
+        return {"status": "ok"}
 
     async def _metrics(self, _: Request) -> Response:
         return Response(self.metrics.render(), media_type=METRICS_CONTENT_TYPE)

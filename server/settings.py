@@ -1,8 +1,9 @@
 """Everything an operator can set, in one frozen model, read once at start.
 
-Values come from the environment (``FIXNADO_PORT``), then from ``.env.local`` in the working directory, then from the
-defaults below. A name or a value that means nothing stops the start with one line (:class:`SettingsError`): a misspelt
-limit that is silently ignored is worse than no server. An empty value counts as unset, as compose files produce it.
+Values come from AWS Secrets Manager when ``FIXNADO_SECRETS_ID`` names a secret (:mod:`server.secrets`), then from the
+environment (``FIXNADO_PORT``), then from ``.env.local`` in the working directory, then from the defaults below. A name
+or a value that means nothing stops the start with one line (:class:`SettingsError`): a misspelt limit that is silently
+ignored is worse than no server. An empty value counts as unset, as compose files produce it.
 
 Only :mod:`server` reads settings; the other rooms get the numbers they need as arguments.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -166,6 +167,14 @@ class Settings(BaseModel):
         10_000, "Newest events of each channel that are kept.", least=100, most=10_000_000
     )
 
+    secrets_id: str | None = _text(
+        None,
+        "Secret in AWS Secrets Manager whose values win over the environment; read again while the process runs.",
+        allowed="the name or ARN of a secret",
+    )
+    secrets_poll_seconds: float = _number(30, "Time between looks at the secret.", least=0.1, most=86_400)
+    secrets_timeout_seconds: float = _number(3, "Longest wait for AWS to connect, and to answer.", least=0.1, most=60)
+
     drain_seconds: float = _number(10, "Window over which sockets are sent away at shutdown.", least=0, most=600)
     shutdown_deadline_seconds: float = _number(
         20, "Time after which a shutdown ends, whatever still hangs.", least=0.1, most=900
@@ -194,13 +203,16 @@ class Settings(BaseModel):
         environ: Mapping[str, str] | None = None,
         env_file: Path | None = ENV_FILE,
         overrides: Mapping[str, object] | None = None,
+        secrets: Callable[[str], Mapping[str, str]] | None = None,
     ) -> Settings:
         """Reads the settings of this process.
 
         Args:
             environ: the environment; by default the process's own.
             env_file: lines ``NAME=value`` that count where the environment says nothing; it need not exist.
-            overrides: values by field name that win over both (command-line options); ``None`` values do not count.
+            secrets: reads the secret that ``FIXNADO_SECRETS_ID`` names, as settings by environment name; they win over
+                both. Without it no secret is read.
+            overrides: values by field name that win over all (command-line options); ``None`` values do not count.
 
         Raises:
             SettingsError: an unknown name, a value that is not allowed, or values that exclude each other.
@@ -208,6 +220,30 @@ class Settings(BaseModel):
         given = {name: value for name, value in (os.environ if environ is None else environ).items() if _ours(name)}
         if env_file is not None and env_file.is_file():
             given = {name: value for name, value in _read_env_file(env_file) if _ours(name)} | given
+        secret_id = given.get(variable("secrets_id"), "").strip()
+        if secrets is not None and secret_id:
+            given |= {name: value for name, value in secrets(secret_id).items() if value.strip()}
+        values = cls._fields(given)
+        values |= {name: value for name, value in (overrides or {}).items() if value is not None}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SettingsError(_one_line(error, values)) from None
+
+    def updated(self, given: Mapping[str, str]) -> Settings:
+        """These settings with some replaced, by environment name; what is empty stays.
+
+        Raises:
+            SettingsError: as for :meth:`load`.
+        """
+        values = self._fields(given)
+        try:
+            return type(self).model_validate(self.model_dump() | values)
+        except ValidationError as error:
+            raise SettingsError(_one_line(error, values)) from None
+
+    @classmethod
+    def _fields(cls, given: Mapping[str, str]) -> dict[str, object]:
         values: dict[str, object] = {}
         for name, value in sorted(given.items()):
             field = name.removeprefix(PREFIX).lower()
@@ -215,11 +251,7 @@ class Settings(BaseModel):
                 raise SettingsError(f"{name}: there is no such setting{_suggestion(name, cls)}")
             if value.strip():
                 values[field] = value.strip()
-        values |= {name: value for name, value in (overrides or {}).items() if value is not None}
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise SettingsError(_one_line(error, values)) from None
+        return values
 
     @classmethod
     def describe(cls) -> list[Row]:
@@ -270,6 +302,14 @@ class Settings(BaseModel):
     @classmethod
     def _database(cls, value: str) -> str:
         if not re.fullmatch(r"sqlite\+aiosqlite:///.+|mysql\+asyncmy://[^/]+/[^/?]+(\?.*)?", value):
+            raise ValueError
+        return value
+
+    @field_validator("secrets_id")
+    @classmethod
+    def _secret(cls, value: str | None) -> str | None:
+        # https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_CreateSecret.html: names and ARNs.
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9/_+=.@:!-]{1,2048}", value):
             raise ValueError
         return value
 

@@ -172,7 +172,7 @@ class Accounts:
         """
         email = params.email.strip().lower()
         user = await self._transactions.read(lambda uow: uow.people.by_email(email))
-        right = await self._passwords.verify(user.password_hash if user else None, params.password)
+        right = await self._passwords.verify(user.own_password_hash if user else None, params.password)
         if user is None or not right or user.disabled_at is not None:
             await self._attest_failed_login(user, email, origin)
             raise InvalidCredentials

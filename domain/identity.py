@@ -125,6 +125,9 @@ class Actor:
         return replace(self, memberships=rest)
 
 
+UNUSABLE_PASSWORD = "!"  # noqa: S105 — no hash is like it, so no password fits
+
+
 @dataclass(frozen=True, slots=True)
 class User:
     """An account. ``email`` is kept lower-case and is unique."""
@@ -135,6 +138,11 @@ class User:
     password_hash: str
     roles: frozenset[Role]
     disabled_at: datetime | None = None
+
+    @property
+    def own_password_hash(self) -> str | None:
+        """The hash to check a password against; ``None`` for people who sign in elsewhere."""
+        return None if self.password_hash == UNUSABLE_PASSWORD else self.password_hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,8 +56,18 @@ class People(Protocol):
         """The person's places as they are now, by the organisation's id."""
 
     async def save_roles(self, user_id: str, roles: frozenset[Role]) -> None: ...
+    async def federated_user(self, issuer: str, subject: str) -> str | None:
+        """The id of the account that stands for an identity elsewhere."""
+
+    async def add_federated(self, issuer: str, subject: str, user: User) -> None:
+        """Adds the account that stands for an identity; when another transaction did so meanwhile, the whole
+        transaction starts over.
+        """
+
     async def save_password(self, user_id: str, password_hash: str) -> None: ...
-    async def add_sign_in(self, sign_in: SignIn) -> None: ...
+    async def add_sign_in(self, sign_in: SignIn) -> None:
+        """When another transaction added one of this id meanwhile, the whole transaction starts over."""
+
     async def lock_sign_in(self, session_id: str) -> SignIn | None: ...
     async def sign_ins(self, user_id: str) -> Sequence[SignIn]:
         """Those that have not ended, newest first."""

@@ -172,6 +172,15 @@ refresh_tokens = Table(
     Column("successor_hash", String(64)),
 )
 
+federated_identities = Table(  # who of a trusted issuer is which account here
+    "federated_identities",
+    metadata,
+    Column("issuer", String(255), primary_key=True),
+    Column("subject", String(255), primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False, index=True),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
 signing_keys = Table(
     "signing_keys",
     metadata,

@@ -28,6 +28,7 @@ from domain.accounts import Accounts, SessionPolicy
 from domain.catalogue import COMMANDS, TIMERS
 from domain.commands import Desk
 from domain.errors import Unavailable
+from domain.federation import Federation, FederationPolicy
 from domain.flags import take_over
 from domain.policy import Policy
 from domain.security import AuditEntry, SecurityKind
@@ -41,6 +42,7 @@ from persistence.sequencer import Sequencer
 from persistence.unit_of_work import Transactions
 from server import specs
 from server.clock import SystemClock
+from server.federation import IssuerKeys, IssuerOptions, IssuerTokens, JsonFetcher
 from server.http import Surface, middleware
 from server.keys import load_key_ring
 from server.live import (
@@ -50,6 +52,7 @@ from server.live import (
     OfferAcknowledgements,
     ProviderConnections,
     TokenDoorman,
+    TrustedIssuer,
     trace,
 )
 from server.passwords import Passwords
@@ -150,7 +153,9 @@ class Application:
 
         # What is live.
         self.broker = InProcessBroker()
-        doorman = TokenDoorman(self.tokens, self.accounts)
+        self._issuer_documents: JsonFetcher | None = None
+        self._issuer_keys: IssuerKeys | None = None
+        doorman = TokenDoorman(self.tokens, self.accounts, clock, self._trusted_issuer())
         self.realtime = Realtime(
             Ports(
                 log=self.log,
@@ -209,6 +214,24 @@ class Application:
         )
         self.asgi = self._asgi()
 
+    def _trusted_issuer(self) -> TrustedIssuer | None:
+        settings = self.settings
+        if settings.oidc_issuer is None:
+            return None
+        options = IssuerOptions(
+            issuer=settings.oidc_issuer,
+            audiences=frozenset(settings.oidc_client_ids),
+            algorithms=tuple(settings.oidc_algorithms.split(",")),
+            groups_claim=settings.oidc_groups_claim,
+            leeway_seconds=settings.access_token_leeway_seconds,
+        )
+        policy = FederationPolicy(
+            settings.group_roles, settings.oidc_new_users == "create", settings.refresh_absolute_seconds
+        )
+        self._issuer_documents = JsonFetcher(settings.oidc_timeout_seconds)
+        self._issuer_keys = IssuerKeys(options, self._issuer_documents)
+        return TrustedIssuer(IssuerTokens(options, self._issuer_keys), Federation(self.transactions, policy))
+
     def _asgi(self) -> ASGIApp:
         app = Starlette(
             routes=self.surface.routes(),
@@ -251,6 +274,8 @@ class Application:
         await self.workers.stop()
         if self._secrets is not None:
             self._secrets.close()
+        if self._issuer_documents is not None:
+            self._issuer_documents.close()
         self.passwords.close()
         await self.database.close()
 
@@ -267,6 +292,8 @@ class Application:
         }
         if self.secret_watch is not None:
             checks["secrets"] = self.secret_watch.check
+        if self._issuer_keys is not None:
+            checks["issuer"] = self._issuer_keys.check
         return checks
 
     async def _check_schema(self) -> None:

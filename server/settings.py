@@ -23,6 +23,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from domain.identity import Role
+from server.federation import may_fetch
+
 PREFIX = "FIXNADO_"
 ENV_FILE = Path(".env.local")
 
@@ -129,6 +132,33 @@ class Settings(BaseModel):
     refresh_retry_seconds: float = _number(
         10, "How long a refresh whose reply was lost may be repeated.", least=0, most=60
     )
+
+    oidc_issuer: str | None = _text(
+        None,
+        "OpenID Connect issuer whose access tokens count too, such as a Cognito user pool.",
+        allowed="an https URL such as https://cognito-idp.eu-west-2.amazonaws.com/eu-west-2_example",
+    )
+    oidc_client_ids: tuple[str, ...] = _text(
+        (),
+        "Audiences or client ids for which that issuer's tokens must be, separated by commas.",
+        allowed="identifiers separated by commas",
+    )
+    oidc_algorithms: Literal["RS256", "ES256", "RS256,ES256"] = _choice(
+        "RS256", "Signature algorithms taken from that issuer."
+    )
+    oidc_groups_claim: str = _text(
+        "cognito:groups", "Claim that holds a person's groups at that issuer.", allowed="the name of a claim"
+    )
+    oidc_group_roles: tuple[str, ...] = _text(
+        (),
+        "Which groups there are which roles here, separated by commas.",
+        allowed="pairs such as field-ops=operations, separated by commas; the roles are customer, provider, "
+        "operations and admin",
+    )
+    oidc_new_users: Literal["create", "refuse"] = _choice(
+        "create", "Whether somebody unknown with a token of that issuer gets an account."
+    )
+    oidc_timeout_seconds: float = _number(3, "Longest wait for a document of that issuer.", least=0.1, most=30)
 
     max_sockets: int = _count(20_000, "Sockets that one process holds.", most=1_000_000)
     max_sockets_per_user: int = _count(20, "Sockets of one user on one process.", most=10_000)
@@ -267,7 +297,13 @@ class Settings(BaseModel):
             secret = name is not None and _extra(type(self).model_fields[name], "secret")
             yield name, masked(value) if secret and isinstance(value, str) else value
 
-    @field_validator("allowed_origins", "trusted_proxies", mode="before")
+    @property
+    def group_roles(self) -> dict[str, Role]:
+        """``oidc_group_roles``, understood."""
+        pairs = (pair.rpartition("=") for pair in self.oidc_group_roles)
+        return {group.strip(): Role(role.strip()) for group, _, role in pairs}
+
+    @field_validator("allowed_origins", "trusted_proxies", "oidc_client_ids", "oidc_group_roles", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -305,6 +341,36 @@ class Settings(BaseModel):
             raise ValueError
         return value
 
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _issuer(cls, value: str | None) -> str | None:
+        if value is not None and not (_is_web(value) and may_fetch(value) and "?" not in value and "#" not in value):
+            raise ValueError
+        return value
+
+    @field_validator("oidc_client_ids")
+    @classmethod
+    def _client_ids(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(r"[\x21-\x7e]{1,256}", each) for each in value):
+            raise ValueError
+        return value
+
+    @field_validator("oidc_groups_claim")
+    @classmethod
+    def _claim(cls, value: str) -> str:
+        if not re.fullmatch(r"[\x21-\x7e]{1,128}", value):
+            raise ValueError
+        return value
+
+    @field_validator("oidc_group_roles")
+    @classmethod
+    def _roles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in value:
+            group, _, role = pair.rpartition("=")
+            if not group.strip() or role.strip() not in set(Role):
+                raise ValueError
+        return value
+
     @field_validator("secrets_id")
     @classmethod
     def _secret(cls, value: str | None) -> str | None:
@@ -333,6 +399,10 @@ class Settings(BaseModel):
             raise ValueError(
                 f"{variable('workers')}={self.workers}: more than one process needs {variable('redis_url')}, "
                 "which carries events between them"
+            )
+        if self.oidc_issuer is not None and not self.oidc_client_ids:
+            raise ValueError(
+                f"{variable('oidc_issuer')}: needs {variable('oidc_client_ids')}, or tokens for any client would count"
             )
         for less, more in (
             ("drain_seconds", "shutdown_deadline_seconds"),

@@ -36,6 +36,7 @@ from channels.ports import Metrics, NoMetrics
 from channels.protocol import CloseCode, read_event, text_frame
 from channels.roster import Roster, Subscriber
 from channels.topics import CONTROL
+from domain.identity import Actor, Membership, MembershipRole
 from domain.log import Entry, EventLog, Head
 
 logger = logging.getLogger(__name__)
@@ -399,6 +400,8 @@ class Hub:
             kind, data = event["type"], event["data"]
             if kind == "access.revoked":
                 self._revoke_access(data)
+            elif kind == "access.changed":
+                self._change_access(data)
             elif kind == "session.revoked":
                 self._revoke_sessions(data)
             for listener in self._listeners:
@@ -425,6 +428,26 @@ class Hub:
                         catchup.revoked = True
                     subscriber.taken(name)
             self._forget_if_empty(channel)
+        if (organisation_id := data.get("organisation_id")) is not None:
+            self._replace_actors(user_ids, lambda actor: actor.without(organisation_id))
+
+    def _change_access(self, data: Mapping[str, Any]) -> None:
+        given = data["membership"]
+        role = MembershipRole(given["role"])
+        membership = Membership(given["organisation_id"], given["provider_id"], role)
+        self._replace_actors(frozenset(data["user_ids"]), lambda actor: actor.having(membership))
+
+    def _replace_actors(self, user_ids: Collection[str], change: Callable[[Actor], Actor]) -> None:
+        """Sessions of these people speak with other memberships from now on, and lose what those do not open.
+
+        A subscription that is just starting is judged anew before it goes live, see :mod:`channels.subscriptions`.
+        """
+        for subscriber in self.roster.change(user_ids):
+            if subscriber.actor is None:
+                continue
+            for name in subscriber.become(change(subscriber.actor)):
+                self.part(name, subscriber)
+                subscriber.taken(name)
 
     def _revoke_sessions(self, data: Mapping[str, Any]) -> None:
         session_ids = frozenset(data.get("session_ids") or ())

@@ -1,7 +1,8 @@
 """Who is signed in on this node, and who was signed out while they were signing in.
 
 A sign-out arrives on the ``control`` channel at any moment, also between the check of a token and the entry of its
-session here. Whoever checks a token notes :attr:`Roster.revocation` before and asks :meth:`Roster.revoked_since` after.
+session here. Whoever checks a token notes :attr:`Roster.revocation` before and asks :meth:`Roster.revoked_since` after,
+and :meth:`Roster.changed_since` whether the person has other memberships now than those that the check found.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class Subscriber(Protocol):
     def taken(self, channel: str) -> None:
         """The channel was taken away."""
 
+    def become(self, actor: Actor) -> Collection[str]:
+        """The person has other memberships or roles now; returns the channels that they no longer open."""
+
     def close(self, code: CloseCode) -> None: ...
 
 
@@ -45,6 +49,7 @@ class Roster:
         self._by_user: dict[str, tuple[Subscriber, ...]] = {}
         self._by_sign_in: dict[str, tuple[Subscriber, ...]] = {}
         self._revocations: deque[tuple[int, Collection[str], Collection[str]]] = deque(maxlen=REVOCATIONS)
+        self._changes: deque[tuple[int, Collection[str]]] = deque(maxlen=REVOCATIONS)
         self._revocation = 0
 
     def enter(self, subscriber: Subscriber, actor: Actor) -> None:
@@ -67,7 +72,7 @@ class Roster:
 
     @property
     def revocation(self) -> int:
-        """Counts sign-outs."""
+        """Counts sign-outs and changes of memberships."""
         return self._revocation
 
     def revoked_since(self, revocation: int, actor: Actor) -> bool:
@@ -78,6 +83,18 @@ class Roster:
             number > revocation and (actor.session_id in session_ids or actor.user_id in user_ids)
             for number, session_ids, user_ids in self._revocations
         )
+
+    def changed_since(self, revocation: int, actor: Actor) -> bool:
+        """Whether this person's memberships changed since; also true when there were too many changes to tell."""
+        if self._revocation - revocation > REVOCATIONS:
+            return True
+        return any(number > revocation and actor.user_id in user_ids for number, user_ids in self._changes)
+
+    def change(self, user_ids: Collection[str]) -> list[Subscriber]:
+        """Remember a change of these people's memberships; returns their sessions."""
+        self._revocation += 1
+        self._changes.append((self._revocation, user_ids))
+        return [subscriber for each in user_ids for subscriber in self._by_user.get(each, ())]
 
     def sign_out(self, session_ids: Collection[str], user_ids: Collection[str]) -> list[Subscriber]:
         """Remember a sign-out; returns the sessions it ends."""

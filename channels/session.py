@@ -22,7 +22,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -54,8 +54,8 @@ from channels.protocol import (
     encode_result,
     text_frame,
 )
-from channels.subscriptions import Subscriptions
-from channels.topics import own_channels
+from channels.subscriptions import Opened, Subscriptions
+from channels.topics import Facts, may_subscribe, own_channels, parse
 from domain.errors import (
     FixnadoError,
     Forbidden,
@@ -127,12 +127,13 @@ class Session:
         "_expiring_at",
         "_frames_before_connect",
         "_held",
+        "_hinges",
         "_last_seen",
         "_next_ping",
         "_node",
         "_queue",
         "_task",
-        "_told_connections",
+        "_told",
         "_transport",
         "actor",
         "channels",
@@ -155,7 +156,7 @@ class Session:
         self.congested = False
         self.wheel_tick: int | None = None
         self._connecting = False
-        self._told_connections = False
+        self._told: Actor | None = None
         self._bad_frames = 0
         self._frames_before_connect = 0
         self._last_seen = now
@@ -166,6 +167,7 @@ class Session:
         # Made when needed: most sessions are idle, and an empty deque alone costs 600 bytes.
         self._queue: deque[Request] | None = None
         self._held: dict[tuple[str, str], Entry] | None = None
+        self._hinges: dict[str, Facts] | None = None
         self._task: asyncio.Task[None] | None = None
         node.sessions.add(self)
         node.wheel.schedule(self, self._connect_deadline)
@@ -305,10 +307,7 @@ class Session:
             token = read_token(request.params)
             read_text(request.params, "client", MAX_CLIENT_CHARACTERS)
             resume = read_resumes(request.params)
-            mark = node.hub.roster.revocation
-            signed_in = await _within(node.limits.call_seconds, node.doorman.authenticate(token))
-            if node.hub.roster.revoked_since(mark, signed_in.actor):
-                raise InvalidToken
+            signed_in = await self._authenticate(token)
         except NotAuthenticated as error:
             self._answer_error(request, error, origin)
             self.close(CloseCode.INVALID_TOKEN)
@@ -327,7 +326,7 @@ class Session:
         self.actor = actor
         node.hub.roster.enter(self, actor)
         node.metrics.session_opened()
-        self._told_connections = True
+        self._told = actor
         try:
             await _within(node.limits.call_seconds, node.connections.opened(actor))
         except Exception:
@@ -346,7 +345,7 @@ class Session:
             if not isinstance(error, FixnadoError):
                 raise
             return
-        self.channels.update(opened.replies)
+        self._hear(opened)
         now = node.clock.now()
         self._set_expiry(signed_in)
         self._next_ping = node.monotonic() + node.wheel.heartbeat_seconds()
@@ -370,21 +369,39 @@ class Session:
     def _expires_in_seconds(self) -> int:
         return max(0, int(self._expires_at - self._node.monotonic()))
 
+    async def _authenticate(self, token: str) -> SignedIn:
+        """Who presents this token, as of now: what arrives on ``control`` meanwhile is not overlooked.
+
+        Nothing may be awaited between this and the entry of the actor.
+        """
+        node, roster = self._node, self._node.hub.roster
+        while True:
+            mark = roster.revocation
+            signed_in = await _within(node.limits.call_seconds, node.doorman.authenticate(token))
+            if roster.revoked_since(mark, signed_in.actor):
+                raise InvalidToken
+            if not roster.changed_since(mark, signed_in.actor):
+                return signed_in
+
+    def _hear(self, opened: Opened) -> None:
+        self.channels.update(opened.replies)
+        if opened.hinges:
+            self._hinges = {**(self._hinges or {}), **opened.hinges}
+
     async def _refresh(self, actor: Actor, params: JSON) -> JSON:
         node = self._node
         expect_only(params, ("token",))
-        mark = node.hub.roster.revocation
-        signed_in = await _within(node.limits.call_seconds, node.doorman.authenticate(read_token(params)))
+        signed_in = await self._authenticate(read_token(params))
         fresh = signed_in.actor
-        if fresh.user_id != actor.user_id or node.hub.roster.revoked_since(mark, fresh):
+        if fresh.user_id != actor.user_id:
             raise InvalidToken
         if self.closed:
             return {}
         node.hub.roster.leave(self, actor)
-        self.actor = fresh
+        lost = self.become(fresh)
         node.hub.roster.enter(self, fresh)
-        # A membership or role that the new token lacks takes its own channels along.
-        for name in set(own_channels(actor)) - set(own_channels(fresh)):
+        # A membership or role that the new token lacks takes its channels along.
+        for name in lost:
             node.hub.part(name, self)
             self.taken(name)
         self._set_expiry(signed_in)
@@ -407,7 +424,7 @@ class Session:
             raise Refused("This socket has as many channels as it may.")
         self.channels.discard(name)
         opened = await self._node.subscriptions.open(self, actor, {name: resume})
-        self.channels.add(name)
+        self._hear(opened)
         self._answer(request.id, {"channel": name, **opened.replies[name]}, opened.trailing)
 
     def _unsubscribe(self, params: JSON) -> JSON:
@@ -503,7 +520,18 @@ class Session:
     def taken(self, channel: str) -> None:
         """The channel is no longer this session's; nothing of it leaves from here on."""
         self.channels.discard(channel)
+        if self._hinges is not None:
+            self._hinges.pop(channel, None)
         self._release_held(channel)
+
+    def become(self, actor: Actor) -> Collection[str]:
+        """The person has other memberships or roles now; returns the channels that they no longer open."""
+        self.actor = actor
+        if self._told is not None and self._told.provider_ids != actor.provider_ids:
+            self._tell_moved(self._told, actor)
+            self._told = actor
+        judged = [(name, facts, parse(name)) for name, facts in (self._hinges or {}).items()]
+        return [name for name, facts, topic in judged if topic is None or not may_subscribe(actor, topic, facts)]
 
     def due(self, now: float) -> float | None:
         """Do what time asks for; returns when to be asked again, ``None`` when never."""
@@ -567,9 +595,22 @@ class Session:
 
     def _say_goodbye(self) -> None:
         """Tell that the connection is closed, after whatever still ran."""
-        if self._told_connections and self.actor is not None:
-            self._told_connections = False
-            self._start(self._tell_closed(self.actor))
+        if self._told is not None:
+            told, self._told = self._told, None
+            self._start(self._tell_closed(told))
+
+    def _tell_moved(self, before: Actor, after: Actor) -> None:
+        """Tell for whom the connection speaks now. Beside the commands: it must not wait for one that hangs."""
+        task = asyncio.create_task(self._move(before, after))
+        self._node.tasks.add(task)
+        task.add_done_callback(self._node.tasks.discard)
+
+    async def _move(self, before: Actor, after: Actor) -> None:
+        for tell, actor in ((self._node.connections.opened, after), (self._node.connections.closed, before)):
+            try:
+                await _within(self._node.limits.call_seconds, tell(actor))
+            except Exception:
+                logger.warning("a connection that moved could not be told", exc_info=True, extra={"session": self.id})
 
     async def _tell_closed(self, actor: Actor) -> None:
         try:

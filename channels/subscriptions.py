@@ -4,7 +4,8 @@ The order matters, and each step is there for a race:
 
 1. *join*: from here on the hub buffers what it accepts for this subscriber; nothing is delivered;
 2. *permission*, read after joining: a revocation that commits later arrives on ``control`` and finds the
-   registration, one that committed earlier shows in the facts;
+   registration, one that committed earlier shows in the facts. A membership that comes or goes meanwhile replaces the
+   subscriber's actor: then permission is asked for again, with the new one, before the end;
 3. *head*, read after joining: everything up to it is in the log, everything accepted here after joining is in the
    buffer;
 4. *missed entries* after the client's offset, or, when they cannot be had, a *state*, read after the head and
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -56,10 +57,13 @@ class Opened:
     Attributes:
         replies: for each channel ``{epoch, offset, recovered, events, state?}``; events are spliced bytes.
         trailing: finished frames that must be written right after the reply, before anything else.
+        hinges: channels that a role or a membership opened, with the facts it was judged by: when those of the person
+            change, these have to be judged anew.
     """
 
     replies: Mapping[str, JSON]
     trailing: bytes
+    hinges: Mapping[str, Facts] = field(default_factory=dict)
 
 
 class _Opening:
@@ -134,7 +138,8 @@ class Subscriptions:
         wanted = {name: resume for name, resume in {**(optional or {}), **wanted}.items() if name in topics}
         try:
             catchups = await self._hub.join(wanted, subscriber)
-            for name in await self._forbidden(actor, topics):
+            facts = await self._facts_of(topics)
+            for name in _forbidden(actor, topics, facts):
                 if optional is None or name not in optional:
                     raise Forbidden
                 self._hub.part(name, subscriber)
@@ -148,22 +153,29 @@ class Subscriptions:
             await self._replay(openings)
             await self._read_states(actor, openings)
             await self._close_the_space(openings)
+            while subscriber.actor is not None and subscriber.actor != actor:
+                actor = subscriber.actor
+                facts = await self._facts_of(topics)
+                for name in _forbidden(actor, {name: topics[name] for name in openings}, facts):
+                    openings[name].catchup.revoked = True
+                    self._hub.part(name, subscriber)
+                await self._close_the_space(openings)
             for name in [name for name, opening in openings.items() if opening.catchup.revoked]:
                 if optional is None or name not in optional:
                     raise Forbidden
                 del openings[name]
             if subscriber.closed:
                 raise Forbidden
-            return self._settle(subscriber, openings)
+            opened = self._settle(subscriber, openings)
+            return replace(opened, hinges=_hinges(actor, {name: topics[name] for name in openings}, facts))
         except BaseException:
             for name in wanted:
                 self._hub.part(name, subscriber)
             raise
 
-    async def _forbidden(self, actor: Actor, topics: Mapping[str, Topic]) -> list[str]:
+    async def _facts_of(self, topics: Mapping[str, Topic]) -> Mapping[Topic, Facts]:
         asked = [topic for topic in topics.values() if needs_facts(topic)]
-        facts = await self._facts.get(asked) if asked else {}
-        return [name for name, topic in topics.items() if not may_subscribe(actor, topic, facts.get(topic, UNKNOWN))]
+        return await self._facts.get(asked) if asked else {}
 
     async def _replay(self, openings: Mapping[str, _Opening]) -> None:
         """Read what was missed; what is too much is not recovered."""
@@ -268,3 +280,15 @@ class Subscriptions:
 
     async def _read_facts(self, topics: list[Topic]) -> Mapping[Topic, Facts]:
         return await self._access.facts(topics)
+
+
+def _forbidden(actor: Actor, topics: Mapping[str, Topic], facts: Mapping[Topic, Facts]) -> list[str]:
+    return [name for name, topic in topics.items() if not may_subscribe(actor, topic, facts.get(topic, UNKNOWN))]
+
+
+def _hinges(actor: Actor, topics: Mapping[str, Topic], facts: Mapping[Topic, Facts]) -> dict[str, Facts]:
+    """The channels that the person would not have without roles and memberships."""
+    if not actor.memberships and not actor.is_operations:
+        return {}
+    bare = replace(actor, roles=frozenset(), memberships=())
+    return {name: facts.get(topics[name], UNKNOWN) for name in _forbidden(bare, topics, facts)}

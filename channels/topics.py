@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from domain.events import Event
-from domain.identity import Actor, MembershipRole
+from domain.identity import Actor, Permission, permissions_of
 
 
 class Kind(StrEnum):
@@ -30,6 +30,7 @@ class Kind(StrEnum):
 
 
 ADMIN_BOOKINGS = "admin:bookings"
+ADMIN_SECURITY = "admin:security"
 CONTROL = "control"
 """Read by nodes only; no client can name it."""
 
@@ -37,7 +38,7 @@ _ID = r"[A-Za-z0-9_-]{1,64}"
 _GRAMMAR = re.compile(
     rf"(?:(?P<kind>user|provider|booking|conversation|organisation|zone):(?P<id>{_ID})"
     rf"|availability:(?P<service>{_ID}):(?P<zone>{_ID})"
-    r"|(?P<admin>admin:bookings))"
+    r"|admin:(?P<admin>bookings|security))"
 )
 
 
@@ -62,7 +63,7 @@ def parse(channel: str) -> Topic | None:
     if match is None:
         return None
     if match["admin"]:
-        return Topic(Kind.ADMIN, "bookings")
+        return Topic(Kind.ADMIN, match["admin"])
     if match["service"]:
         return Topic(Kind.AVAILABILITY, match["service"], match["zone"])
     return Topic(Kind(match["kind"]), match["id"])
@@ -113,7 +114,8 @@ def may_subscribe(actor: Actor, topic: Topic, facts: Facts) -> bool:
             )
         case Kind.ORGANISATION:
             return any(
-                membership.organisation_id == topic.id and membership.role in MANAGERS
+                membership.organisation_id == topic.id
+                and Permission.HEAR_ORGANISATION in permissions_of(membership.role)
                 for membership in actor.memberships
             )
         case Kind.ZONE:
@@ -121,12 +123,9 @@ def may_subscribe(actor: Actor, topic: Topic, facts: Facts) -> bool:
         case Kind.AVAILABILITY:
             return facts.exists
         case Kind.ADMIN:
-            return actor.is_operations
+            return actor.may(Permission.ADMINISTER if topic.channel == ADMIN_SECURITY else Permission.OPERATE)
         case Kind.CONTROL:
             return False
-
-
-MANAGERS = frozenset({MembershipRole.OWNER, MembershipRole.DISPATCHER})
 
 
 def route(event: Event) -> Sequence[str]:
@@ -155,7 +154,12 @@ def route(event: Event) -> Sequence[str]:
         case "presence":
             channels += [f"organisation:{organisation}" for organisation in to.organisations]
             channels.append(ADMIN_BOOKINGS)
-        case "notification" | "session":
+        case "membership" | "invitation":
+            channels += [f"user:{user}" for user in to.users]
+            channels += [f"organisation:{organisation}" for organisation in to.organisations]
+        case "security":
+            channels.append(ADMIN_SECURITY)
+        case "notification" | "session" | "flag":
             channels += [f"user:{user}" for user in to.users]
         case "zone" | "announcement":
             channels += [f"zone:{zone}" for zone in to.zones]
@@ -166,5 +170,5 @@ def route(event: Event) -> Sequence[str]:
     return tuple(dict.fromkeys(channels))
 
 
-CONTROL_EVENTS = frozenset({"access.revoked", "session.revoked", "flag.changed"})
+CONTROL_EVENTS = frozenset({"access.revoked", "access.changed", "session.revoked", "flag.changed"})
 """Events that only nodes read; see :meth:`channels.hub.Hub` for what a node does with them."""

@@ -173,7 +173,7 @@ class Accounts:
         user, known = await self._transactions.read(lambda uow: _who(uow, email, key))
         account = account_key(email, key if known is not None and device.get("id") else None)
         await self._gate.attempt(account)
-        right = await self._passwords.verify(user.password_hash if user else None, params.password)
+        right = await self._passwords.verify(user.own_password_hash if user else None, params.password)
         if user is None or not right or user.disabled_at is not None:
             await self._gate.failed(origin.address, account)
             await self._ports.security.record("login_failed", user.id if user else None, _whence(origin))

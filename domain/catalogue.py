@@ -9,9 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from domain import availability, bookings, dispatch, lifecycle, messaging, offers, positions, providers, session
+from domain import (
+    availability,
+    bookings,
+    dispatch,
+    flags,
+    lifecycle,
+    messaging,
+    offers,
+    organisations,
+    positions,
+    providers,
+    security,
+    session,
+)
 from domain.commands import Command, Mode, Who
 from domain.events import EventClass
+from domain.identity import Permission
 from domain.views import NoParams, View
 
 
@@ -28,6 +42,8 @@ class EventType:
 _ANY, _CUSTOMER, _PROVIDER, _OPERATIONS = Who.ANYBODY_SIGNED_IN, Who.CUSTOMER, Who.PROVIDER, Who.OPERATIONS
 _READ, _WRITE, _KEYED, _SESSION = Mode.READ, Mode.WRITE, Mode.KEYED, Mode.SESSION
 _Booking = bookings.BookingResult
+_SEE, _MANAGE, _OWN = Permission.SEE_ORGANISATION, Permission.MANAGE_TECHNICIANS, Permission.MANAGE_MEMBERS
+_ADMIN = Permission.ADMINISTER
 
 # fmt: off
 _COMMANDS = (
@@ -56,6 +72,22 @@ _COMMANDS = (
     Command("service.list",         "What can be booked.",                      _ANY,        _READ,    NoParams,                   providers.ServiceList,       providers.list_services),
     Command("zone.list",            "Where.",                                   _ANY,        _READ,    NoParams,                   providers.ZoneList,          providers.list_zones),
     Command("provider.list",        "Every provider with its live status.",     _OPERATIONS, _READ,    NoParams,                   providers.ProviderList,      providers.list_providers),
+    Command("organisation.list",    "One's organisations.",                     _ANY,        _READ,    NoParams,                   organisations.OrganisationList,   organisations.list_own),
+    Command("organisation.get",     "Look at an organisation.",                 _SEE,        _READ,    organisations.OrganisationRef, organisations.OrganisationResult, organisations.get),
+    Command("organisation.invite",  "Ask somebody in.",                         _MANAGE,     _KEYED,   organisations.Invite,       organisations.InvitationResult, organisations.invite),
+    Command("organisation.leave",   "Give up one's place.",                     _ANY,        _KEYED,   organisations.Leave,        organisations.MemberResult,  organisations.leave),
+    Command("member.list",          "Everybody in an organisation.",            _SEE,        _READ,    organisations.OrganisationRef, organisations.MemberList, organisations.list_members),
+    Command("member.set_role",      "Make a member something else.",            _OWN,        _KEYED,   organisations.SetMemberRole, organisations.MemberResult, organisations.set_role),
+    Command("member.remove",        "Take a member's place away.",              _MANAGE,     _KEYED,   organisations.RemoveMember, organisations.MemberResult,  organisations.remove),
+    Command("invitation.list",      "Invitations that wait.",                   _MANAGE,     _READ,    organisations.OrganisationRef, organisations.InvitationList, organisations.list_invitations),
+    Command("invitation.issue",     "A new token, to be handed over.",          _MANAGE,     _WRITE,   organisations.InvitationRef, organisations.IssuedInvitation, organisations.issue),
+    Command("invitation.revoke",    "Take an invitation back.",                 _MANAGE,     _KEYED,   organisations.RevokeInvitation, organisations.InvitationResult, organisations.revoke),
+    Command("invitation.accept",    "Take up a place.",                         _ANY,        _KEYED,   organisations.AcceptInvitation, organisations.Accepted,  organisations.accept),
+    Command("flag.evaluate",        "Which features are on for oneself.",       _ANY,        _READ,    flags.EvaluateFlags,        flags.FlagAnswers,           flags.evaluate),
+    Command("flag.list",            "Every feature flag.",                      _OPERATIONS, _READ,    NoParams,                   flags.FlagList,              flags.list_flags),
+    Command("flag.set",             "Say for whom a feature is on.",            _ADMIN,      _KEYED,   flags.SetFlag,              flags.FlagResult,            flags.set_flag),
+    Command("audit.list",           "Security events, newest first.",           _ADMIN,      _READ,    security.ListAudit,         security.AuditPage,          security.list_events),
+    Command("user.sign_out",        "End every sign-in of a person.",           _ADMIN,      _KEYED,   security.SignOutUser,       security.SignedOut,          security.sign_out_user),
 )
 # fmt: on
 
@@ -93,6 +125,14 @@ _EVENTS = (
     EventType("typing.stopped",               "Somebody is no longer typing.",                 messaging.TypingData,                 EventClass.EPHEMERAL),
     EventType("location.moved",               "Where the provider is.",                        positions.LocationMovedData,          EventClass.EPHEMERAL),
     EventType("eta.updated",                  "When the provider will be there.",              positions.EtaUpdatedData,             EventClass.LATEST),
+    EventType("membership.created",           "Somebody joined an organisation.",              organisations.MembershipEventData),
+    EventType("membership.changed",           "A member is something else now.",               organisations.MembershipEventData),
+    EventType("membership.removed",           "Somebody is no longer a member.",               organisations.MembershipEventData),
+    EventType("invitation.created",           "Somebody is asked in.",                         organisations.InvitationEventData),
+    EventType("invitation.accepted",          "The invitation was taken up.",                  organisations.InvitationEventData),
+    EventType("invitation.revoked",           "The invitation was taken back.",                organisations.InvitationEventData),
+    EventType("flag.updated",                 "A feature went on or off for this person.",     flags.FlagUpdatedData,                EventClass.EPHEMERAL),
+    EventType("security.event_recorded",      "The audit log has a new row.",                  security.SecurityEventRecordedData),
 )
 # fmt: on
 

@@ -15,12 +15,12 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from domain.context import SYSTEM, Context
+from domain.context import SYSTEM, Context, NoPost
 from domain.errors import Forbidden, InvalidParams, UnknownMethod
 from domain.events import Event
-from domain.identity import Actor, Role
+from domain.identity import Actor, Permission, Role, permissions_of
 from domain.policy import Policy
-from domain.ports import Transactions, UnitOfWork
+from domain.ports import Post, Transactions, UnitOfWork
 from domain.positions import PositionFeed
 from domain.types import JSON, Origin
 from domain.views import Params, View
@@ -56,6 +56,8 @@ class Command:
 
     Attributes:
         name: ``subject.imperative``.
+        who: a permission is demanded somewhere at the door; whether it counts for *this* organisation, the use case
+            decides.
         params: schema of what comes in.
         result: schema of what comes back.
         handler: the use case; ``None`` for commands about the socket, which the session answers itself.
@@ -63,24 +65,26 @@ class Command:
 
     name: str
     summary: str
-    who: Who
+    who: Who | Permission
     mode: Mode
     params: type[Params]
     result: type[View]
     handler: Handler | None
 
 
-def allowed(actor: Actor, who: Who) -> bool:
+def allowed(actor: Actor, who: Who | Permission) -> bool:
     """Whether the caller wears the right hat for a command."""
+    if isinstance(who, Permission):
+        return actor.may(who)
     match who:
         case Who.ANYBODY_SIGNED_IN:
             return True
         case Who.CUSTOMER:
             return Role.CUSTOMER in actor.roles
         case Who.PROVIDER:
-            return bool(actor.memberships)
+            return any(Permission.WORK in permissions_of(membership.role) for membership in actor.memberships)
         case Who.OPERATIONS:
-            return actor.is_operations
+            return actor.may(Permission.OPERATE)
 
 
 class Announcer(Protocol):
@@ -123,6 +127,7 @@ class Desk:
 
     Attributes:
         announcer: where ephemeral events go. Set after construction: it belongs to the live side, which needs the desk.
+        post: who sends letters; nobody unless set.
     """
 
     def __init__(
@@ -136,6 +141,7 @@ class Desk:
         self._transactions = transactions
         self._policy = policy
         self.announcer: Announcer = Silence()
+        self.post: Post = NoPost()
         self._positions = positions or PositionFeed()
 
     async def execute(
@@ -177,7 +183,7 @@ class Desk:
         return self._context(actor, uow)
 
     def _context(self, actor: Actor, uow: UnitOfWork) -> Context:
-        return Context(actor=actor, uow=uow, policy=self._policy, positions=self._positions)
+        return Context(actor=actor, uow=uow, policy=self._policy, positions=self._positions, post=self.post)
 
     async def _write(self, work: Callable[[Context], Awaitable[T]], actor: Actor, origin: Origin) -> T:
         contexts: list[Context] = []
@@ -197,9 +203,28 @@ class Desk:
 
     async def _run(self, command: Command, request: Params, ctx: Context) -> JSON:
         assert command.handler is not None
+        handler = command.handler
+
+        async def work() -> JSON:
+            return await handler(await self._as_of_now(command, ctx), request)
+
         if command.mode is not Mode.KEYED:
-            return await command.handler(ctx, request)
+            return await work()
         key: str = vars(request)["key"]
         mark = fingerprint(command.name, request)
-        handler = command.handler
-        return await ctx.uow.keys.once(ctx.actor.user_id, key, mark, ctx.now, lambda: handler(ctx, request))
+        # What was done before a membership ended is still answered: whoever left may have missed the reply.
+        return await ctx.uow.keys.once(ctx.actor.user_id, key, mark, ctx.now, work)
+
+    async def _as_of_now(self, command: Command, ctx: Context) -> Context:
+        """The context with the caller's memberships as the transaction sees them.
+
+        A live socket hears of a lost membership a moment after the commit that took it. In that moment it must not get
+        anything done in the organisation's name.
+        """
+        actor = ctx.actor
+        if not actor.memberships:
+            return ctx
+        current = replace(actor, memberships=await ctx.uow.people.memberships(actor.user_id))
+        if not allowed(current, command.who):
+            raise Forbidden
+        return replace(ctx, actor=current)

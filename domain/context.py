@@ -13,10 +13,17 @@ from domain.policy import Policy
 from domain.ports import UnitOfWork
 
 if TYPE_CHECKING:
+    from domain.ports import Post
     from domain.positions import PositionFeed
 
 SYSTEM = Actor(user_id="system", name="Fixnado", roles=frozenset(), memberships=(), session_id="")
 """The actor of timers and sweeps."""
+
+
+class NoPost:
+    """A :class:`domain.ports.Post` that sends nothing: an inviter hands tokens over in person."""
+
+    def invite(self, email: str, organisation: str, inviter: str, token: str, expires_at: datetime) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,7 @@ class Context:
     Attributes:
         positions: the node's memory of who published where, for the rate rules.
         announcements: ephemeral events, sent after commit; lost when the transaction is.
+        post: takes letters; only after the commit.
         after_commit: what this node should remember once the transaction stands; must not fail.
     """
 
@@ -35,6 +43,7 @@ class Context:
     positions: PositionFeed
     announcements: list[Event] = field(default_factory=list)
     after_commit: list[Callable[[], None]] = field(default_factory=list)
+    post: Post = field(default_factory=NoPost)
 
     @property
     def now(self) -> datetime:

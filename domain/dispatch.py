@@ -19,6 +19,7 @@ from domain.geography import distance_m
 from domain.offers import LIVE, AcceptOffer, DeclineOffer, Offer, OfferStatus
 from domain.ports import Candidate
 from domain.providers import Provider, ProviderStatus, Service, Strategy, Zone
+from domain.security import SecurityEvents, SecurityKind
 from domain.types import JSON, Interval, Money, new_id
 from domain.views import NoParams
 
@@ -76,6 +77,7 @@ async def send_wave(
             id=new_id(ctx.now),
             booking_id=booking.id,
             provider_id=provider.id,
+            organisation_id=provider.organisation_id,
             wave=booking.wave,
             status=OfferStatus.SENT,
             rank=offers.weighted(parts),
@@ -242,6 +244,8 @@ async def assign_by_force(ctx: Context, params: AssignBooking) -> JSON:
         await ctx.uow.offers.close_all([replace(offer, status=OfferStatus.ACCEPTED, closed_at=ctx.now)])
         ctx.uow.record(offers.event(offer, "offer.accepted", ctx.now))
     await moves.withdraw(ctx, [offer for offer in live if offer not in own], "taken")
+    details = {"provider_id": provider.id, "version": after.version}
+    await SecurityEvents().record(ctx.uow, SecurityKind.BOOKING_ASSIGNED_BY_STAFF, ctx.actor.user_id, after.id, details)
     return {"booking": bookings.view(after, ctx.policy.response_target_seconds)}
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
+from types import MappingProxyType
 
 
 class Role(StrEnum):
@@ -23,6 +25,53 @@ class MembershipRole(StrEnum):
     OWNER = "owner"
     DISPATCHER = "dispatcher"
     TECHNICIAN = "technician"
+
+
+class Permission(StrEnum):
+    """What commands and channels ask for; :data:`ROLE_TABLE` says which role has which."""
+
+    WORK = "work"
+    """Answer offers, do the jobs, set the live status."""
+    SEE_ORGANISATION = "see_organisation"
+    HEAR_ORGANISATION = "hear_organisation"
+    MANAGE_TECHNICIANS = "manage_technicians"
+    """Invite and remove technicians."""
+    MANAGE_MEMBERS = "manage_members"
+    """Invite and remove anybody, and say what each is."""
+    OPERATE = "operate"
+    ADMINISTER = "administer"
+
+
+@dataclass(frozen=True, slots=True)
+class RoleRow:
+    """One row of the role table: everything that ``includes`` may do, and ``adds``."""
+
+    includes: Role | MembershipRole | None
+    adds: frozenset[Permission]
+
+
+_P, _M = Permission, MembershipRole
+ROLE_TABLE: Mapping[Role | MembershipRole, RoleRow] = MappingProxyType(
+    {
+        _M.TECHNICIAN: RoleRow(None, frozenset({_P.WORK, _P.SEE_ORGANISATION})),
+        _M.DISPATCHER: RoleRow(_M.TECHNICIAN, frozenset({_P.HEAR_ORGANISATION, _P.MANAGE_TECHNICIANS})),
+        _M.OWNER: RoleRow(_M.DISPATCHER, frozenset({_P.MANAGE_MEMBERS})),
+        Role.CUSTOMER: RoleRow(None, frozenset()),
+        Role.PROVIDER: RoleRow(None, frozenset()),
+        Role.OPERATIONS: RoleRow(None, frozenset({_P.OPERATE, _P.SEE_ORGANISATION})),
+        Role.ADMIN: RoleRow(Role.OPERATIONS, frozenset({_P.ADMINISTER, _P.MANAGE_TECHNICIANS, _P.MANAGE_MEMBERS})),
+    }
+)
+"""Who may do what, and who inherits from whom. A membership's permissions count in its own organisation only, those of
+an account's role everywhere.
+"""
+
+
+@cache
+def permissions_of(role: Role | MembershipRole) -> frozenset[Permission]:
+    """Everything a role may do, inherited permissions included."""
+    row = ROLE_TABLE[role]
+    return row.adds | (permissions_of(row.includes) if row.includes is not None else frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +105,28 @@ class Actor:
     def provider_ids(self) -> frozenset[str]:
         return frozenset(membership.provider_id for membership in self.memberships)
 
+    def may(self, permission: Permission, organisation_id: str | None = None) -> bool:
+        """Whether a role or a membership gives this permission: in this organisation, or in any when none is named."""
+        return any(permission in permissions_of(role) for role in self.roles) or any(
+            permission in permissions_of(membership.role)
+            for membership in self.memberships
+            if organisation_id is None or membership.organisation_id == organisation_id
+        )
+
+    def having(self, membership: Membership) -> Actor:
+        """The same person with this place in its organisation, in the stead of an earlier one."""
+        rest = self.without(membership.organisation_id).memberships
+        ordered = sorted((*rest, membership), key=lambda each: each.organisation_id)
+        return replace(self, memberships=tuple(ordered))
+
+    def without(self, organisation_id: str) -> Actor:
+        """The same person without a place in this organisation."""
+        rest = tuple(each for each in self.memberships if each.organisation_id != organisation_id)
+        return replace(self, memberships=rest)
+
+
+UNUSABLE_PASSWORD = "!"  # noqa: S105 — no hash is like it, so no password fits
+
 
 @dataclass(frozen=True, slots=True)
 class User:
@@ -67,6 +138,11 @@ class User:
     password_hash: str
     roles: frozenset[Role]
     disabled_at: datetime | None = None
+
+    @property
+    def own_password_hash(self) -> str | None:
+        """The hash to check a password against; ``None`` for people who sign in elsewhere."""
+        return None if self.password_hash == UNUSABLE_PASSWORD else self.password_hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,14 @@ from domain.bookings import (
     CancelBooking,
     CreateBooking,
     ListBookings,
+    Party,
     RescheduleBooking,
     Status,
     TransitionBooking,
 )
 from domain.context import Context
 from domain.errors import IllegalTransition, InvalidParams, OutsideZones, SlotTaken
+from domain.security import SecurityEvents, SecurityKind
 from domain.types import JSON, Point, new_id
 
 
@@ -91,7 +93,9 @@ async def transition(ctx: Context, params: TransitionBooking) -> JSON:
         # Being assigned is the outcome of an accepted offer or of booking.assign, never a step somebody just takes.
         raise IllegalTransition(status_now=booking.status.value, to=params.to.value, allowed=[])
     parties = bookings.parties_of(ctx.actor, booking)
-    return _result(ctx, await moves.move(ctx, booking, params.to, parties, reason=params.reason))
+    after = await moves.move(ctx, booking, params.to, parties, reason=params.reason)
+    await _attest(ctx, booking, after, params.reason)
+    return _result(ctx, after)
 
 
 async def cancel(ctx: Context, params: CancelBooking) -> JSON:
@@ -100,7 +104,9 @@ async def cancel(ctx: Context, params: CancelBooking) -> JSON:
     if booking.status is Status.CANCELLED:
         return _result(ctx, booking)
     parties = bookings.parties_of(ctx.actor, booking)
-    return _result(ctx, await moves.move(ctx, booking, Status.CANCELLED, parties, reason=params.reason))
+    after = await moves.move(ctx, booking, Status.CANCELLED, parties, reason=params.reason)
+    await _attest(ctx, booking, after, params.reason)
+    return _result(ctx, after)
 
 
 async def reschedule(ctx: Context, params: RescheduleBooking) -> JSON:
@@ -130,11 +136,22 @@ async def reschedule(ctx: Context, params: RescheduleBooking) -> JSON:
     after = replace(booking, slot=slot, version=booking.version + 1, updated_at=ctx.now)
     await ctx.uow.bookings.save(after)
     moves.record(ctx, after, "booking.rescheduled", before=booking, reason=params.reason)
+    await _attest(ctx, booking, after, params.reason)
     if booking.status is Status.AWAITING_ASSIGNMENT:
         # Whoever was asked, was asked for another time.
         await moves.withdraw(ctx, await ctx.uow.offers.live_of_booking(booking.id), "rescheduled")
         await ctx.uow.timers.set(f"dispatch:{booking.id}", ctx.now, "dispatch", {"booking_id": booking.id})
     return _result(ctx, after)
+
+
+async def _attest(ctx: Context, before: Booking, after: Booking, reason: str | None) -> None:
+    """What staff do to other people's bookings is on record."""
+    if bookings.parties_of(ctx.actor, before) != {Party.OPERATIONS}:
+        return
+    settled = before.status is Status.DISPUTED
+    kind = SecurityKind.DISPUTE_RESOLVED if settled else SecurityKind.BOOKING_CHANGED_BY_STAFF
+    details = {"from": before.status.value, "to": after.status.value, "version": after.version, "reason": reason}
+    await SecurityEvents().record(ctx.uow, kind, ctx.actor.user_id, after.id, details)
 
 
 async def _locked(ctx: Context, params: BookingRef) -> Booking:

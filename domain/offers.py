@@ -50,6 +50,7 @@ class Offer:
     """One provider asked for one booking in one wave.
 
     Attributes:
+        organisation_id: the provider's; the row's tenant.
         rank_parts: each component, 0–1, before its weight.
         expires_at: from this instant of the server's clock on it cannot be accepted.
         reason: why it was declined or withdrawn.
@@ -58,6 +59,7 @@ class Offer:
     id: str
     booking_id: str
     provider_id: str
+    organisation_id: str
     wave: int
     status: OfferStatus
     rank: float

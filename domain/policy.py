@@ -33,4 +33,5 @@ class Policy:
     commission_percent: int = 15
     response_target_seconds: float = 300
     idempotency_hours: float = 24
+    invitation_days: float = 7
     eta: EtaEstimator = field(default_factory=GreatCircleEta)

@@ -18,17 +18,20 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from domain.events import Event
-from domain.identity import Actor, MembershipRole, RefreshToken, SignIn, User
+from domain.identity import Actor, Membership, MembershipRole, RefreshToken, Role, SignIn, User
 from domain.types import JSON, Interval, Origin, Point
 
 if TYPE_CHECKING:
     from domain.bookings import Booking, Status
     from domain.factors import Challenge, CodeGuard, Factor, FactorKind, KnownDevice
+    from domain.flags import Flag
     from domain.letters import Letter
     from domain.limits import Delays, Rate
     from domain.messaging import Conversation, Message
     from domain.offers import Offer
+    from domain.organisations import Invitation, Member, Organisation
     from domain.providers import Provider, Service, Zone
+    from domain.security import AuditEntry, SecurityFact
 
 T = TypeVar("T")
 
@@ -57,8 +60,22 @@ class People(Protocol):
         """Sign-ins that begin and the change of what they began with take turns at this."""
 
     async def disable(self, user_id: str, disabled_at: datetime | None) -> None: ...
+    async def memberships(self, user_id: str) -> tuple[Membership, ...]:
+        """The person's places as they are now, by the organisation's id."""
+
+    async def save_roles(self, user_id: str, roles: frozenset[Role]) -> None: ...
+    async def federated_user(self, issuer: str, subject: str) -> str | None:
+        """The id of the account that stands for an identity elsewhere."""
+
+    async def add_federated(self, issuer: str, subject: str, user: User) -> None:
+        """Adds the account that stands for an identity; when another transaction did so meanwhile, the whole
+        transaction starts over.
+        """
+
     async def save_password(self, user_id: str, password_hash: str) -> None: ...
-    async def add_sign_in(self, sign_in: SignIn) -> None: ...
+    async def add_sign_in(self, sign_in: SignIn) -> None:
+        """When another transaction added one of this id meanwhile, the whole transaction starts over."""
+
     async def lock_sign_in(self, session_id: str) -> SignIn | None: ...
     async def sign_ins(self, user_id: str) -> Sequence[SignIn]:
         """Those that have not ended, newest first."""
@@ -120,6 +137,55 @@ class Devices(Protocol):
 
     async def put(self, device: KnownDevice) -> None: ...
     async def remove(self, device_id: str) -> None: ...
+
+
+class Organisations(Protocol):
+    """Organisations, their members and invitations. What changes them holds the organisation's lock."""
+
+    async def get(self, organisation_id: str) -> Organisation | None: ...
+    async def lock(self, organisation_id: str) -> Organisation | None: ...
+    async def members(self, organisation_id: str) -> Sequence[Member]:
+        """Everybody, the longest there first."""
+
+    async def member(self, organisation_id: str, user_id: str) -> Member | None: ...
+    async def size(self, organisation_id: str) -> int: ...
+    async def owners(self, organisation_id: str) -> int: ...
+    async def save_member(self, member: Member) -> None: ...
+    async def remove_member(self, organisation_id: str, user_id: str) -> None: ...
+    async def pending(self, organisation_id: str, now: datetime) -> Sequence[Invitation]:
+        """Invitations that wait and have not run out, newest first."""
+
+    async def invitation(self, invitation_id: str) -> Invitation | None: ...
+    async def invitation_by_token(self, token_hash: str) -> Invitation | None: ...
+    async def add_invitation(self, invitation: Invitation) -> None: ...
+    async def save_invitation(self, invitation: Invitation) -> None: ...
+
+
+class Flags(Protocol):
+    """Feature flags."""
+
+    async def all(self) -> Sequence[Flag]:
+        """Every flag, by name."""
+
+    async def lock(self, name: str) -> Flag | None: ...
+    async def add(self, flag: Flag) -> None:
+        """Makes a flag; when another transaction made it meanwhile, the whole transaction starts over."""
+
+    async def save(self, flag: Flag) -> None: ...
+
+
+class AuditLog(Protocol):
+    """Reads of the audit log; :meth:`UnitOfWork.attest` writes it."""
+
+    async def newest(self, before: int | None, limit: int) -> Sequence[AuditEntry]:
+        """Newest rows with ``number < before``, newest first."""
+
+
+class Post(Protocol):
+    """Sends letters. Called after the commit: returns at once, never raises, and may lose one."""
+
+    def invite(self, email: str, organisation: str, inviter: str, token: str, expires_at: datetime) -> None:
+        """Somebody is invited; the token must be told to nobody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +339,12 @@ class UnitOfWork(Protocol):
     @property
     def devices(self) -> Devices: ...
     @property
+    def organisations(self) -> Organisations: ...
+    @property
+    def flags(self) -> Flags: ...
+    @property
+    def audit(self) -> AuditLog: ...
+    @property
     def market(self) -> Market: ...
     @property
     def bookings(self) -> Bookings: ...
@@ -284,6 +356,11 @@ class UnitOfWork(Protocol):
     def timers(self) -> Timers: ...
     @property
     def keys(self) -> IdempotencyKeys: ...
+    def attest(self, fact: SecurityFact) -> None:
+        """The fact is in the audit log if, and only if, this transaction commits. It is written right before the commit
+        and told on the admins' security channel.
+        """
+
     def record(self, event: Event) -> None:
         """The event reaches its subscribers if, and only if, this transaction commits."""
 

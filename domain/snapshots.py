@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from domain import bookings, dispatch, messaging
+from domain import bookings, dispatch, messaging, security
 from domain.bookings import BookingView, Status
 from domain.context import Context
 from domain.messaging import ConversationView
@@ -42,6 +42,10 @@ class FeedState(View):
     zones: list[ZoneView]
 
 
+class SecurityState(security.AuditPage):
+    """State of ``admin:security``: the newest rows of the audit log, newest first."""
+
+
 async def of_booking(ctx: Context, booking_id: str) -> JSON | None:
     """The booking as it is."""
     booking = await ctx.uow.bookings.get(booking_id)
@@ -77,3 +81,8 @@ async def of_feed(ctx: Context) -> JSON:
         "providers": [provider_view(provider) for provider in providers],
         "zones": [zone_view(zone) for zone in await ctx.uow.market.zones()],
     }
+
+
+async def of_security(ctx: Context) -> JSON:
+    """The newest rows of the audit log."""
+    return await security.list_events(ctx, security.ListAudit(limit=100))

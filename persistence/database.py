@@ -14,6 +14,10 @@ MySQL and MariaDB: READ COMMITTED, session times in UTC, strict mode, TLS unless
 have pools of their own. Readers run in autocommit: READ COMMITTED gives every statement its own snapshot anyway, and a
 single-statement read then costs one round trip.
 
+Credentials can change while it runs (:meth:`Database.rotate`): connections made from then on use the new ones, and each
+older connection is replaced the next time somebody takes it from its pool. Work that holds one finishes on it, so both
+must count for a moment.
+
 Concurrency: safe for any number of tasks of one event loop. A task that is cancelled rolls back, and its connection
 returns to the pool, or is dropped when it is no longer in step with the server. Never nest a ``write`` inside a
 ``write``: on SQLite the inner one waits for the outer.
@@ -32,12 +36,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, literal_column, select
+from sqlalchemy import ColumnElement, event, literal_column, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from sqlalchemy.sql import Select
 
 from domain.errors import Unavailable
@@ -123,6 +127,7 @@ class Database:
         self.options = options or DatabaseOptions()
         self.retries: Counter[str] = Counter()
         self._cleanups: set[asyncio.Task[None]] = set()
+        self._generation = 0
         self._writer: AsyncEngine
         self._reader: AsyncEngine
         if self.url.drivername == "sqlite+aiosqlite":
@@ -131,6 +136,9 @@ class Database:
         elif self.url.drivername == "mysql+asyncmy":
             self.dialect = "mysql"
             self._writer, self._reader = _mysql_engines(self.url, self.options)
+            for engine in (self._writer, self._reader):
+                event.listen(engine.sync_engine, "do_connect", self._present_credentials)
+                event.listen(engine.sync_engine, "checkout", self._refuse_outdated)
         else:
             raise ValueError(f"no support for {self.url.drivername}; use sqlite+aiosqlite or mysql+asyncmy")
         bounds = (self.options.most_waiting, self.options.pool_timeout_seconds)
@@ -173,6 +181,36 @@ class Database:
                 await self._read_once(_ping, True)
         except (TimeoutError, DBAPIError, PoolTimeoutError, OSError) as error:
             raise Unavailable("The database does not answer.") from error
+
+    async def rotate(self, url: str | URL) -> None:
+        """Use another user and password from now on. The new ones are tried first.
+
+        Raises:
+            ValueError: the URL is another database, or one without credentials.
+            Unavailable: the new credentials do not work (yet); the old ones stay.
+        """
+        fresh = make_url(url)
+        if self.dialect != "mysql" or _place(fresh) != _place(self.url):
+            raise ValueError("only the user and the password can change while the process runs")
+        probe = create_async_engine(fresh, connect_args=_mysql_arguments(self.options), poolclass=NullPool)
+        try:
+            async with asyncio.timeout(self.options.transaction_timeout_seconds), probe.connect() as connection:
+                await _ping(connection)
+        except (TimeoutError, DBAPIError, OSError) as error:
+            raise Unavailable("The database does not take the new credentials.") from error
+        finally:
+            await probe.dispose()
+        self.url = fresh
+        self._generation += 1
+
+    def _present_credentials(self, _dialect: Any, record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
+        record.info["generation"] = self._generation
+        # The URL's own, which the engine was made with, may be outdated.
+        parameters |= {"user": self.url.username, "password": self.url.password or ""}
+
+    def _refuse_outdated(self, _connection: Any, record: Any, _proxy: Any) -> None:
+        if record.info.get("generation") != self._generation:
+            raise DisconnectionError  # the pool replaces this connection and hands out the new one
 
     async def close(self) -> None:
         """Finish pending rollbacks and close every connection."""
@@ -308,6 +346,11 @@ def _heed_cancellation(before: int) -> None:
         raise asyncio.CancelledError
 
 
+def _place(url: URL) -> tuple[object, ...]:
+    """A URL without its credentials."""
+    return (url.drivername, url.host, url.port, url.database, url.query)
+
+
 async def _ping(connection: AsyncConnection) -> None:
     await connection.execute(_PING)
 
@@ -361,7 +404,7 @@ def _sqlite_engines(url: URL, options: DatabaseOptions) -> tuple[AsyncEngine, As
     return engine("BEGIN IMMEDIATE", 1, []), engine("BEGIN", options.pool_size, ["PRAGMA query_only=ON"])
 
 
-def _mysql_engines(url: URL, options: DatabaseOptions) -> tuple[AsyncEngine, AsyncEngine]:
+def _mysql_arguments(options: DatabaseOptions) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "charset": "utf8mb4",
         "connect_timeout": options.connect_timeout_seconds,
@@ -377,6 +420,11 @@ def _mysql_engines(url: URL, options: DatabaseOptions) -> tuple[AsyncEngine, Asy
     if options.tls == "required":
         # asyncmy asks for TLS whatever the server offers, and the handshake fails where it offers none: no fallback.
         arguments["ssl"] = ssl.create_default_context(cafile=options.tls_ca_file)
+    return arguments
+
+
+def _mysql_engines(url: URL, options: DatabaseOptions) -> tuple[AsyncEngine, AsyncEngine]:
+    arguments = _mysql_arguments(options)
 
     def engine(isolation: str, **more: Any) -> AsyncEngine:
         return create_async_engine(

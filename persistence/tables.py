@@ -120,6 +120,7 @@ organisations = Table(
     metadata,
     Column("id", Id, primary_key=True),
     Column("name", Name, nullable=False),
+    Column("version", Integer, nullable=False),
     *_audit(),
 )
 
@@ -129,7 +130,24 @@ memberships = Table(
     Column("organisation_id", Id, ForeignKey("organisations.id"), primary_key=True),
     Column("user_id", Id, ForeignKey("users.id"), primary_key=True, index=True),
     Column("role", Code, nullable=False),
+    Column("version", Integer, nullable=False),
     *_audit(),
+)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("organisation_id", Id, ForeignKey("organisations.id"), nullable=False),
+    Column("email", String(254), nullable=False),
+    Column("role", Code, nullable=False),
+    Column("status", Code, nullable=False),
+    Column("token_hash", String(64), nullable=False, unique=True),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("accepted_by", Id),
+    Column("version", Integer, nullable=False),
+    *_audit(),
+    Index(None, "organisation_id", "status"),
 )
 
 sessions = Table(
@@ -162,6 +180,15 @@ refresh_tokens = Table(
     Column("used_at", UtcDateTime),
     Column("successor_nonce", String(64)),  # with the old token (never stored) it yields the successor again
     Column("successor_hash", String(64)),
+)
+
+federated_identities = Table(  # who of a trusted issuer is which account here
+    "federated_identities",
+    metadata,
+    Column("issuer", String(255), primary_key=True),
+    Column("subject", String(255), primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False, index=True),
+    Column("created_at", UtcDateTime, nullable=False),
 )
 
 signing_keys = Table(
@@ -239,6 +266,41 @@ devices = Table(
     Column("trust_score", Integer, nullable=False),
     Column("trust_parts", JsonText, nullable=False),
     UniqueConstraint("user_id", "key"),
+)
+
+audit_log = Table(  # append-only: each row's hash covers its content and the hash of the row before
+    "audit_log",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),  # 1, 2, 3 … without gaps
+    Column("at", UtcDateTime, nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("actor_id", Id, nullable=False),
+    Column("subject_id", Id),
+    Column("correlation_id", String(64), nullable=False),
+    Column("details", JsonText, nullable=False),
+    Column("previous_hash", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+audit_head = Table(  # one row, the newest of the chain; locked by whoever appends
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+flags = Table(
+    "flags",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("state", Code, nullable=False),
+    Column("percentage", Double, nullable=False),
+    Column("roles", JsonText, nullable=False),
+    Column("organisations", JsonText, nullable=False),
+    Column("source", Code, nullable=False),
+    Column("version", Integer, nullable=False),
+    *_audit(),
 )
 
 # --- marketplace ------------------------------------------------------------------------------------------------------
@@ -359,6 +421,7 @@ offers = Table(
     Column("id", Id, primary_key=True),
     Column("booking_id", Id, ForeignKey("bookings.id"), nullable=False),
     Column("provider_id", Id, ForeignKey("providers.id"), nullable=False),
+    Column("organisation_id", Id, nullable=False),
     Column("wave", Integer, nullable=False),
     Column("status", Code, nullable=False),
     Column("rank", Double, nullable=False),
@@ -516,6 +579,15 @@ WITHOUT_AUDIT = {
     "log_seed": "the log's own",
     "log_cursors": "the log's own",
     "leases": "nodes' claims",
+    "data_keys": "made by the system",
+    "factors": "the key says whose they are, who alone changes them; they have times of their own",
+    "recovery_codes": "as factors",
+    "code_guards": "as factors",
+    "challenges": "one step of somebody's sign-in; they have times of their own",
+    "devices": "as factors",
+    "federated_identities": "says itself whose it is and since when; never changed",
+    "audit_log": "says itself who did what and when; never changed",
+    "audit_head": "the audit log's own",
 }
 """Tables that are not facts of the business, and why."""
 

@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from channels import protocol, topics
 from channels.broker import Broker, InProcessBroker
 from channels.broker_redis import RedisBroker
 from channels.failover import Follower, State
+from channels.flags import FlagNews
 from channels.limits import Limits
 from channels.limits_redis import RedisTokenBuckets
 from channels.log_cache import CachedLog
@@ -38,11 +39,15 @@ from domain.catalogue import COMMANDS, TIMERS
 from domain.commands import Desk
 from domain.credentials import Credentials
 from domain.errors import Unavailable
+from domain.federation import Federation, FederationPolicy
+from domain.flags import take_over
 from domain.limits import LimitPolicy, Rate
 from domain.log import Entry, EventLog
 from domain.policy import Policy
 from domain.second_factor import SecondFactor
+from domain.security import AuditEntry, SecurityKind
 from domain.sign_ins import IdentityPorts, SessionPolicy, SignIns
+from domain.types import Origin, new_id
 from persistence.database import Database, DatabaseOptions
 from persistence.geometry import ZoneIndex
 from persistence.log import SqlEventLog
@@ -55,6 +60,7 @@ from server import specs
 from server.aws import Aws, AwsOptions
 from server.clock import SystemClock
 from server.diagnosis import database_trouble
+from server.federation import IssuerKeys, IssuerOptions, IssuerTokens, JsonFetcher
 from server.http import Check, Surface, middleware
 from server.keys import KeyKeeper
 from server.live import (
@@ -64,19 +70,21 @@ from server.live import (
     OfferAcknowledgements,
     ProviderConnections,
     TokenDoorman,
+    TrustedIssuer,
     trace,
 )
 from server.messengers import AwsPost, LocalPost, QueuedMessenger
 from server.one_time_codes import TimeBasedCodes
 from server.passwords import Passwords
 from server.readings import Readings
+from server.secrets import Secret, SecretReader, SecretWatch
 from server.secrets_at_rest import master_key_of
-from server.security_events import KINDS, LoggedSecurityEvents
+from server.security_events import KINDS, AttestedSecurityEvents
 from server.settings import Settings
 from server.telemetry import Metrics, logger, watch_loop_lag
 from server.tokens import KeyRing, SigningKey, Tokens
 from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
-from server.workers import HubAudit, OutboxWatch, Pruner, SocketSweep, TimerWorker, Workers
+from server.workers import FlagWatch, HubAudit, OutboxWatch, Pruner, SocketSweep, TimerWorker, Workers
 
 log = logger(__name__)
 
@@ -168,7 +176,7 @@ class Application:
         # Nobody else can hold an embedded database's leases, so a restart need not wait for them to run out.
         self.holder = "embedded" if settings.embedded else self.node_id
         clock = SystemClock()
-        self.metrics = Metrics(methods=COMMANDS, close_codes=list(CloseCode), security_kinds=KINDS)
+        self.metrics = Metrics(methods=COMMANDS, close_codes=list(CloseCode), security_kinds=[*KINDS, *SecurityKind])
         self.workers = Workers()
 
         # What survives.
@@ -176,7 +184,11 @@ class Application:
         self.log: EventLog = SqlEventLog(self.database)
         zones = ZoneIndex()
         self.transactions: Transactions[SqlUnitOfWork] = Transactions(
-            self.database, clock, Units(zones, self._timer_is_set), self._events_are_committed
+            self.database,
+            clock,
+            Units(zones, self._timer_is_set),
+            self._events_are_committed,
+            on_attested=self._facts_are_attested,
         )
 
         # What is allowed.
@@ -207,7 +219,7 @@ class Application:
             codes=TimeBasedCodes(),
             messenger=self.messenger,
             limiter=InProcessLimiter(),
-            security=LoggedSecurityEvents(self.metrics),
+            security=AttestedSecurityEvents(self.transactions),
             limits=limit_policy_of(settings),
         )
         sign_ins = SignIns(self.tokens, session_policy_of(settings))
@@ -236,7 +248,9 @@ class Application:
                 limits.user_debt_requests,
                 limits.buckets,
             )
-        doorman = TokenDoorman(self.tokens, self.accounts)
+        self._issuer_documents: JsonFetcher | None = None
+        self._issuer_keys: IssuerKeys | None = None
+        doorman = TokenDoorman(self.tokens, self.accounts, clock, self._trusted_issuer())
         connections = ProviderConnections(self.desk, self.node_id, clock)
         self.realtime = Realtime(
             Ports(
@@ -257,6 +271,7 @@ class Application:
             trace=trace,
         )
         self.desk.announcer = self.realtime.announcer
+        self.flags = FlagNews(self.realtime.hub, clock)
 
         # What works in the background.
         self.sequencer = Sequencer(
@@ -284,6 +299,12 @@ class Application:
             log_entries=settings.log_retention_entries,
             key_hours=settings.idempotency_hours,
         )
+        self._flag_watch = FlagWatch(self.transactions, self.flags)
+        self._secrets: SecretReader | None = None
+        self.secret_watch: SecretWatch | None = None
+        if settings.secrets_id is not None:
+            self._secrets = SecretReader(settings.secrets_id, settings.secrets_timeout_seconds)
+            self.secret_watch = SecretWatch(self._secrets, self._apply_secret, settings.secrets_poll_seconds)
         self._outbox_watch = OutboxWatch(self.database, self.sequencer, self.metrics)
 
         self.metrics.registry.register(
@@ -309,6 +330,24 @@ class Application:
             documents=specs.documents(),
         )
         self.asgi = self._asgi()
+
+    def _trusted_issuer(self) -> TrustedIssuer | None:
+        settings = self.settings
+        if settings.oidc_issuer is None:
+            return None
+        options = IssuerOptions(
+            issuer=settings.oidc_issuer,
+            audiences=frozenset(settings.oidc_client_ids),
+            algorithms=tuple(settings.oidc_algorithms.split(",")),
+            groups_claim=settings.oidc_groups_claim,
+            leeway_seconds=settings.access_token_leeway_seconds,
+        )
+        policy = FederationPolicy(
+            settings.group_roles, settings.oidc_new_users == "create", settings.refresh_absolute_seconds
+        )
+        self._issuer_documents = JsonFetcher(settings.oidc_timeout_seconds)
+        self._issuer_keys = IssuerKeys(options, self._issuer_documents)
+        return TrustedIssuer(IssuerTokens(options, self._issuer_keys), Federation(self.transactions, policy))
 
     def _asgi(self) -> ASGIApp:
         app = Starlette(
@@ -346,6 +385,7 @@ class Application:
             # The epoch of `control` is different for every database, so nodes of two that share a Redis never meet.
             await self.redis.start((await self.log.heads([topics.CONTROL]))[topics.CONTROL].epoch)
         await self.realtime.start()
+        await self._flag_watch.run_once()
         if isinstance(self.broker, RedisBroker):
             await self.broker.hear(NUDGE, lambda _: self.sequencer.nudge())
         if self.presence is not None:
@@ -360,6 +400,10 @@ class Application:
         self.workers.start("timers", self.timers.run)
         self.workers.start("sockets", self._sweep.run)
         self.workers.start("pruner", self._pruner.run)
+        self.workers.start("flags", self._flag_watch.run)
+        if self.secret_watch is not None:
+            await self.secret_watch.look()
+            self.workers.start("secrets", self.secret_watch.run)
         self.workers.start("outbox-watch", self._outbox_watch.run)
         self.workers.start("signing-keys", partial(self._keys.follow, use=self._use_keys))
         self.workers.start("messenger", self.messenger.run)
@@ -375,6 +419,10 @@ class Application:
             await self.buckets.stop()
         if self.redis is not None:
             await self.redis.stop()
+        if self._secrets is not None:
+            self._secrets.close()
+        if self._issuer_documents is not None:
+            self._issuer_documents.close()
         self.passwords.close()
         self.aws.close()
         await self.database.close()
@@ -385,12 +433,17 @@ class Application:
 
     def checks(self) -> Mapping[str, Check]:
         """What readiness asks, by name."""
-        return {
+        checks: dict[str, Check] = {
             "database": self._check_database,
             "schema": self.check_schema,
             "broker": self._check_broker,
             "sequencing": self._check_sequencing,
         }
+        if self.secret_watch is not None:
+            checks["secrets"] = self.secret_watch.check
+        if self._issuer_keys is not None:
+            checks["issuer"] = self._issuer_keys.check
+        return checks
 
     async def check_schema(self) -> None:
         """See :func:`check_schema`."""
@@ -441,11 +494,45 @@ class Application:
     def _nodes(self) -> Collection[str]:
         return () if self.follower is None else self.follower.nodes
 
+    async def _apply_secret(self, secret: Secret) -> None:
+        """Takes over what can change while the process runs: the database's credentials, and flags."""
+        fresh = self.settings.updated(secret.settings)
+        taken: dict[str, object] = {}
+        if fresh.database_url != self.settings.database_url:
+            try:
+                await self.database.rotate(fresh.database_url)
+                taken["database_url"] = fresh.database_url
+                log.info("database_credentials_rotated")
+            except ValueError:
+                pass  # another database: named below, with all that needs a new process
+        self.settings = self.settings.model_copy(update=taken)
+        waiting = sorted(name for name in Settings.model_fields if getattr(fresh, name) != getattr(self.settings, name))
+        if waiting:
+            log.warning("settings_need_a_restart", settings=waiting)
+        if secret.flags or self.flags.board.managed:
+            origin = Origin(new_id(datetime.now(UTC)))
+            changed = await self.desk.run_as_system(lambda ctx: take_over(ctx, secret.flags), origin)
+            self.flags.take(changed)
+
     def _events_are_committed(self) -> None:
         self.sequencer.nudge()
         if isinstance(self.broker, RedisBroker) and not self.sequencer.leading:
             # The node that sequences is another one, and would find the events at its next poll only.
             self.broker.tell(NUDGE, b"")
+
+    def _facts_are_attested(self, entries: Sequence[AuditEntry]) -> None:
+        for entry in entries:
+            self.metrics.attested(entry.kind)
+            # The hash in a log that is kept elsewhere is what the chain can be held against.
+            log.warning(
+                "security_event",
+                kind=entry.kind,
+                number=entry.number,
+                hash=entry.hash,
+                actor=entry.actor_id,
+                subject=entry.subject_id,
+                correlation_id=entry.correlation_id,
+            )
 
     def _timer_is_set(self, due_at: datetime) -> None:
         self.timers.note(due_at)

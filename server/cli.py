@@ -1,4 +1,4 @@
-"""The command line: ``fixnado serve``, ``demo``, ``migrate``, ``user``, ``keys``, ``watch``, ``settings``, …"""
+"""The command line: ``fixnado serve``, ``demo``, ``migrate``, ``user``, ``keys``, ``audit``, ``epochs``, …"""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from domain.accounts import Email
@@ -21,6 +22,7 @@ from domain.credentials import Credentials
 from domain.errors import FixnadoError, Unavailable
 from domain.identity import Role
 from domain.types import Origin
+from persistence.audit_log import Verdict, verify_audit_log
 from persistence.database import Database
 from persistence.leases import Leases
 from persistence.log import renew_epochs as restore_epochs
@@ -32,6 +34,7 @@ from server.app import Application, check_schema, database_options
 from server.diagnosis import database_explained
 from server.key_commands import key_commands
 from server.robot import RobotError
+from server.secrets import read_settings
 from server.settings import Settings, SettingsError
 from server.simulator import firms_for, simulate
 from server.telemetry import configure_logging
@@ -48,6 +51,10 @@ users = typer.Typer(help="Accounts.", no_args_is_help=True)
 cli.add_typer(users, name="user")
 epochs = typer.Typer(help="The numbering of events.", no_args_is_help=True)
 cli.add_typer(epochs, name="epochs")
+
+
+audit = typer.Typer(help="The audit log.", no_args_is_help=True)
+cli.add_typer(audit, name="audit")
 console = Console()
 errors = Console(stderr=True)
 
@@ -79,7 +86,7 @@ def _fail(line: str) -> NoReturn:
 
 def _settings(**overrides: Any) -> Settings:
     environ = {name: value for name, value in os.environ.items() if name not in {NEW_USER_PASSWORD, WATCH_PASSWORD}}
-    return Settings.load(environ, overrides=overrides)
+    return Settings.load(environ, overrides=overrides, secrets=read_settings)
 
 
 cli.add_typer(key_commands(_settings, console), name="keys")
@@ -236,6 +243,27 @@ async def _with_credentials(work: Callable[[Credentials], Awaitable[None]]) -> N
         app.passwords.close()
         app.aws.close()
         await app.database.close()
+
+
+@audit.command("verify")
+def verify_audit() -> None:
+    """Walk the audit log and say whether every row is as it was written; exit code 1 names the first that is not."""
+    settings = _settings()
+
+    async def walk(told: Callable[[int, int], None]) -> Verdict:
+        database = Database(settings.database_url, database_options(settings))
+        try:
+            return await verify_audit_log(database, told)
+        finally:
+            await database.close()
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task("Walking the audit log", total=None)
+        verdict = asyncio.run(walk(lambda done, total: bar.update(task, completed=done, total=total)))
+    if verdict.broken is not None:
+        _fail(f"the audit log is broken at row {verdict.broken}: {verdict.why}; the {verdict.rows} before it are whole")
+    console.print(f"{verdict.rows} rows, all whole. Hash of the newest: {verdict.head_hash}", highlight=False)
 
 
 @cli.command()

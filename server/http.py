@@ -34,6 +34,7 @@ from domain.identity import Actor
 from domain.second_factor import SecondFactor
 from domain.types import JSON, Origin, Point
 from server.forwarded import Forwarded, Network
+from server.health import Degraded
 from server.operations import OPERATIONS, Call, Operation
 from server.telemetry import (
     METRICS_CONTENT_TYPE,
@@ -230,6 +231,8 @@ class Surface:
                 why = await check()
         except TimeoutError:
             return Finding("failing", f"no answer in {self.check_timeout_seconds:g} s")
+        except Degraded as error:
+            return Finding("degraded", error.message)
         except FixnadoError as error:
             return Finding("failing", error.message)
         except Exception:

@@ -17,11 +17,12 @@ import structlog
 
 from channels.ports import SignedIn
 from channels.protocol import read_event
-from channels.topics import Facts, Kind, Topic
+from channels.topics import ADMIN_SECURITY, Facts, Kind, Topic
 from domain import availability, snapshots
 from domain.accounts import Accounts
 from domain.commands import Desk
 from domain.context import Context
+from domain.federation import Federation
 from domain.identity import Actor
 from domain.log import Entry, EventLog
 from domain.types import JSON, Origin, new_id
@@ -30,20 +31,39 @@ from persistence.queries import existing_services, people_of_bookings, people_of
 from persistence.repositories import SqlUnitOfWork
 from persistence.unit_of_work import Transactions
 from server.clock import SystemClock
+from server.federation import ALGORITHMS, IssuerTokens, algorithm_of
 from server.telemetry import Metrics, correlated
 from server.tokens import Tokens
 
 _TIME = b'"time":"'
 
 
-class TokenDoorman:
-    """Tells who an access token belongs to: its signature first, then whether the sign-in still stands."""
+@dataclass(frozen=True, slots=True)
+class TrustedIssuer:
+    """An issuer elsewhere: how its tokens are verified, and whom they stand for here."""
 
-    def __init__(self, tokens: Tokens, accounts: Accounts) -> None:
+    tokens: IssuerTokens
+    people: Federation
+
+
+class TokenDoorman:
+    """Tells who an access token belongs to: its signature first, then whether the sign-in still stands.
+
+    Our tokens and those of a trusted issuer are told apart by their algorithm, which each side pins: no token can be
+    taken for one of the other kind.
+    """
+
+    def __init__(self, tokens: Tokens, accounts: Accounts, clock: SystemClock, issuer: TrustedIssuer | None) -> None:
         self._tokens = tokens
         self._accounts = accounts
+        self._clock = clock
+        self._issuer = issuer
 
     async def authenticate(self, token: str) -> SignedIn:
+        if self._issuer is not None and algorithm_of(token) in ALGORITHMS:
+            identity, expires_at = await self._issuer.tokens.verify(token)
+            origin = Origin(new_id(self._clock.now()))
+            return SignedIn(await self._issuer.people.actor(identity, origin), expires_at)
         claims = self._tokens.verify(token)
         return SignedIn(await self._accounts.actor(claims.user_id, claims.session_id), claims.expires_at)
 
@@ -97,6 +117,8 @@ class DatabaseSnapshots:
                     return await snapshots.of_conversation(ctx, topic.id)
                 case Kind.PROVIDER:
                     return await snapshots.of_provider(ctx, topic.id)
+                case Kind.ADMIN if topic.channel == ADMIN_SECURITY:
+                    return await snapshots.of_security(ctx)
                 case Kind.ADMIN:
                     return await snapshots.of_feed(ctx)
                 case _:

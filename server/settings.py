@@ -1,8 +1,9 @@
 """Everything an operator can set, in one frozen model, read once at start.
 
-Values come from the environment (``FIXNADO_PORT``), then from ``.env.local`` in the working directory, then from the
-defaults below. A name or a value that means nothing stops the start with one line (:class:`SettingsError`): a misspelt
-limit that is silently ignored is worse than no server. An empty value counts as unset, as compose files produce it.
+Values come from AWS Secrets Manager when ``FIXNADO_SECRETS_ID`` names a secret (:mod:`server.secrets`), then from the
+environment (``FIXNADO_PORT``), then from ``.env.local`` in the working directory, then from the defaults below. A name
+or a value that means nothing stops the start with one line (:class:`SettingsError`): a misspelt limit that is silently
+ignored is worse than no server. An empty value counts as unset, as compose files produce it.
 
 Only :mod:`server` reads settings; the other rooms get the numbers they need as arguments.
 """
@@ -13,7 +14,7 @@ import difflib
 import os
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -24,7 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from channels.redis_address import RedisAddress
+from domain.identity import Role
 from persistence.vault import master_key_from
+from server.federation import may_fetch
 
 PREFIX = "FIXNADO_"
 ENV_FILE = Path(".env.local")
@@ -177,6 +180,33 @@ class Settings(BaseModel):
         allowed="a path",
     )
 
+    oidc_issuer: str | None = _text(
+        None,
+        "OpenID Connect issuer whose access tokens count too, such as a Cognito user pool.",
+        allowed="an https URL such as https://cognito-idp.eu-west-2.amazonaws.com/eu-west-2_example",
+    )
+    oidc_client_ids: tuple[str, ...] = _text(
+        (),
+        "Audiences or client ids for which that issuer's tokens must be, separated by commas.",
+        allowed="identifiers separated by commas",
+    )
+    oidc_algorithms: Literal["RS256", "ES256", "RS256,ES256"] = _choice(
+        "RS256", "Signature algorithms taken from that issuer."
+    )
+    oidc_groups_claim: str = _text(
+        "cognito:groups", "Claim that holds a person's groups at that issuer.", allowed="the name of a claim"
+    )
+    oidc_group_roles: tuple[str, ...] = _text(
+        (),
+        "Which groups there are which roles here, separated by commas.",
+        allowed="pairs such as field-ops=operations, separated by commas; the roles are customer, provider, "
+        "operations and admin",
+    )
+    oidc_new_users: Literal["create", "refuse"] = _choice(
+        "create", "Whether somebody unknown with a token of that issuer gets an account."
+    )
+    oidc_timeout_seconds: float = _number(3, "Longest wait for a document of that issuer.", least=0.1, most=30)
+
     max_sockets: int = _count(20_000, "Sockets that one process holds.", most=1_000_000)
     max_sockets_per_user: int = _count(20, "Sockets of one user on one process.", most=10_000)
     max_sockets_per_ip: int = _count(1_000, "Sockets from one address on one process.", most=1_000_000)
@@ -214,6 +244,14 @@ class Settings(BaseModel):
         10_000, "Newest events of each channel that are kept.", least=100, most=10_000_000
     )
 
+    secrets_id: str | None = _text(
+        None,
+        "Secret in AWS Secrets Manager whose values win over the environment; read again while the process runs.",
+        allowed="the name or ARN of a secret",
+    )
+    secrets_poll_seconds: float = _number(30, "Time between looks at the secret.", least=0.1, most=86_400)
+    secrets_timeout_seconds: float = _number(3, "Longest wait for AWS to connect, and to answer.", least=0.1, most=60)
+
     drain_seconds: float = _number(10, "Window over which sockets are sent away at shutdown.", least=0, most=600)
     shutdown_deadline_seconds: float = _number(
         20, "Time after which a shutdown ends, whatever still hangs.", least=0.1, most=900
@@ -242,13 +280,16 @@ class Settings(BaseModel):
         environ: Mapping[str, str] | None = None,
         env_file: Path | None = ENV_FILE,
         overrides: Mapping[str, object] | None = None,
+        secrets: Callable[[str], Mapping[str, str]] | None = None,
     ) -> Settings:
         """Reads the settings of this process.
 
         Args:
             environ: the environment; by default the process's own.
             env_file: lines ``NAME=value`` that count where the environment says nothing; it need not exist.
-            overrides: values by field name that win over both (command-line options); ``None`` values do not count.
+            secrets: reads the secret that ``FIXNADO_SECRETS_ID`` names, as settings by environment name; they win over
+                both. Without it no secret is read.
+            overrides: values by field name that win over all (command-line options); ``None`` values do not count.
 
         Raises:
             SettingsError: an unknown name, a value that is not allowed, or values that exclude each other.
@@ -256,6 +297,30 @@ class Settings(BaseModel):
         given = {name: value for name, value in (os.environ if environ is None else environ).items() if _ours(name)}
         if env_file is not None and env_file.is_file():
             given = {name: value for name, value in _read_env_file(env_file) if _ours(name)} | given
+        secret_id = given.get(variable("secrets_id"), "").strip()
+        if secrets is not None and secret_id:
+            given |= {name: value for name, value in secrets(secret_id).items() if value.strip()}
+        values = cls._fields(given)
+        values |= {name: value for name, value in (overrides or {}).items() if value is not None}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SettingsError(_one_line(error, values)) from None
+
+    def updated(self, given: Mapping[str, str]) -> Settings:
+        """These settings with some replaced, by environment name; what is empty stays.
+
+        Raises:
+            SettingsError: as for :meth:`load`.
+        """
+        values = self._fields(given)
+        try:
+            return type(self).model_validate(self.model_dump() | values)
+        except ValidationError as error:
+            raise SettingsError(_one_line(error, values)) from None
+
+    @classmethod
+    def _fields(cls, given: Mapping[str, str]) -> dict[str, object]:
         values: dict[str, object] = {}
         for name, value in sorted(given.items()):
             field = name.removeprefix(PREFIX).lower()
@@ -263,11 +328,7 @@ class Settings(BaseModel):
                 raise SettingsError(f"{name}: there is no such setting{_suggestion(name, cls)}")
             if value.strip():
                 values[field] = value.strip()
-        values |= {name: value for name, value in (overrides or {}).items() if value is not None}
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise SettingsError(_one_line(error, values)) from None
+        return values
 
     @classmethod
     def describe(cls) -> list[Row]:
@@ -283,7 +344,13 @@ class Settings(BaseModel):
             secret = name is not None and _extra(type(self).model_fields[name], "secret")
             yield name, masked(value) if secret and isinstance(value, str) else value
 
-    @field_validator("allowed_origins", "trusted_proxies", mode="before")
+    @property
+    def group_roles(self) -> dict[str, Role]:
+        """``oidc_group_roles``, understood."""
+        pairs = (pair.rpartition("=") for pair in self.oidc_group_roles)
+        return {group.strip(): Role(role.strip()) for group, _, role in pairs}
+
+    @field_validator("allowed_origins", "trusted_proxies", "oidc_client_ids", "oidc_group_roles", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -356,6 +423,44 @@ class Settings(BaseModel):
             raise ValueError
         return value
 
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _issuer(cls, value: str | None) -> str | None:
+        if value is not None and not (_is_web(value) and may_fetch(value) and "?" not in value and "#" not in value):
+            raise ValueError
+        return value
+
+    @field_validator("oidc_client_ids")
+    @classmethod
+    def _client_ids(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(r"[\x21-\x7e]{1,256}", each) for each in value):
+            raise ValueError
+        return value
+
+    @field_validator("oidc_groups_claim")
+    @classmethod
+    def _claim(cls, value: str) -> str:
+        if not re.fullmatch(r"[\x21-\x7e]{1,128}", value):
+            raise ValueError
+        return value
+
+    @field_validator("oidc_group_roles")
+    @classmethod
+    def _roles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in value:
+            group, _, role = pair.rpartition("=")
+            if not group.strip() or role.strip() not in set(Role):
+                raise ValueError
+        return value
+
+    @field_validator("secrets_id")
+    @classmethod
+    def _secret(cls, value: str | None) -> str | None:
+        # https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_CreateSecret.html: names and ARNs.
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9/_+=.@:!-]{1,2048}", value):
+            raise ValueError
+        return value
+
     @field_validator("database_ca_file")
     @classmethod
     def _ca_file(cls, value: str | None) -> str | None:
@@ -379,6 +484,10 @@ class Settings(BaseModel):
             raise ValueError(
                 f"{variable('workers')}={self.workers}: more than one process needs {variable('redis_url')}, "
                 "which carries events between them"
+            )
+        if self.oidc_issuer is not None and not self.oidc_client_ids:
+            raise ValueError(
+                f"{variable('oidc_issuer')}: needs {variable('oidc_client_ids')}, or tokens for any client would count"
             )
         for less, more in (
             ("drain_seconds", "shutdown_deadline_seconds"),

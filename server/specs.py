@@ -223,10 +223,11 @@ CHANNELS = {
     "provider": ("provider:{id}", "A provider's members: offers and live status."),
     "booking": ("booking:{id}", "A booking's people: its course, SLA, ETA and position."),
     "conversation": ("conversation:{id}", "A booking's conversation."),
-    "organisation": ("organisation:{id}", "An organisation's managers: its bookings and crew."),
+    "organisation": ("organisation:{id}", "An organisation's managers: its bookings, crew, members and invitations."),
     "zone": ("zone:{id}", "A zone's providers and operations."),
     "availability": ("availability:{service_id}:{zone_id}", "Slots of a service in a zone."),
     "admin": ("admin:bookings", "Operations: every booking and offer."),
+    "security": ("admin:security", "Admins who ask for it: every row that the audit log gets."),
 }
 """Logical channels that travel over the one socket, with their patterns."""
 
@@ -268,6 +269,7 @@ def asyncapi() -> JSON:
     models += [command.result for command in COMMANDS.values()]
     models += [event.data for event in EVENTS.values()]
     models += [snapshots.BookingState, snapshots.ConversationState, snapshots.ProviderState, snapshots.FeedState]
+    models.append(snapshots.SecurityState)
     return {
         "asyncapi": "3.0.0",
         "info": {

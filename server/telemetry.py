@@ -264,6 +264,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._methods = frozenset(methods)
         self._outcomes = frozenset({"ok", *_error_types(FixnadoError)})
+        self._security_kinds = frozenset(security_kinds)
         self._close_codes = frozenset(close_codes) | {1000, 1001, 1002, 1005, 1006, 1007, 1009, 1011, 1012}
         self.sockets = self._gauge("sockets", "Sockets open now.")
         self.deliveries = self._counter("deliveries", "Frames handed to the transports of sockets.")
@@ -298,11 +299,10 @@ class Metrics:
             buckets=_LATENCY_SECONDS,
             registry=self.registry,
         )
-        self._closes = Counter("closes", "Sockets closed.", ("code",), namespace="fixnado", registry=self.registry)
-        self._security_kinds = frozenset(security_kinds)
         self._security_events = Counter(
-            "security_events", "Security events by kind.", ("kind",), namespace="fixnado", registry=self.registry
+            "security_events", "Rows of the audit log.", ("kind",), namespace="fixnado", registry=self.registry
         )
+        self._closes = Counter("closes", "Sockets closed.", ("code",), namespace="fixnado", registry=self.registry)
         self._letters = Counter(
             "letters", "Messages to people.", ("medium", "outcome"), namespace="fixnado", registry=self.registry
         )
@@ -313,6 +313,10 @@ class Metrics:
         self._commands.labels(method, outcome if outcome in self._outcomes else _OTHER).inc()
         self._command_seconds.labels(method).observe(seconds)
 
+    def attested(self, kind: str) -> None:
+        """Counts one row of the audit log that this node wrote."""
+        self._security_events.labels(kind if kind in self._security_kinds else _OTHER).inc()
+
     def closed(self, code: int) -> None:
         """Counts one socket that ended with this close code, its own or the client's."""
         self._closes.labels(str(code) if code in self._close_codes else _OTHER).inc()
@@ -320,10 +324,6 @@ class Metrics:
     def letter(self, medium: str, outcome: str) -> None:
         """Counts one message to a person: ``posted`` or ``dropped``, by ``email`` or ``sms``."""
         self._letters.labels(medium, outcome).inc()
-
-    def security_event(self, kind: str) -> None:
-        """Counts one security event."""
-        self._security_events.labels(kind if kind in self._security_kinds else _OTHER).inc()
 
     def render(self) -> bytes:
         """All metrics in the text format of :data:`METRICS_CONTENT_TYPE`."""

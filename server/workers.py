@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
+from channels.flags import FlagNews
 from channels.hub import Hub
 from domain import availability
 from domain.commands import Desk
@@ -243,6 +244,23 @@ class HubAudit:
             # Not all nodes at once.
             await pause(stop, self._every_seconds * random.uniform(0.8, 1.2))
             await self._hub.audit()
+
+
+class FlagWatch:
+    """Reads every flag now and then, for a node that missed one on the control channel."""
+
+    def __init__(self, transactions: Transactions[SqlUnitOfWork], news: FlagNews, every_seconds: float = 60.0) -> None:
+        self._transactions = transactions
+        self._news = news
+        self._every_seconds = every_seconds
+
+    async def run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await pause(stop, self._every_seconds * random.uniform(0.8, 1.2))
+            await self.run_once()
+
+    async def run_once(self) -> None:
+        self._news.take(await self._transactions.read(lambda uow: uow.flags.all()))
 
 
 class OutboxWatch:

@@ -12,12 +12,15 @@ from functools import cached_property
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.types import JSON, Origin
+from persistence.audit_log import SqlAuditLog
 from persistence.geometry import ZoneIndex
 from persistence.repositories.bookings import SqlBookings
 from persistence.repositories.conversations import SqlConversations
+from persistence.repositories.flags import SqlFlags
 from persistence.repositories.identity import SqlChallenges, SqlDevices, SqlFactors
 from persistence.repositories.market import SqlMarket
 from persistence.repositories.offers import SqlOffers
+from persistence.repositories.organisations import SqlOrganisations
 from persistence.repositories.people import SqlPeople
 from persistence.timers import SqlTimers
 from persistence.unit_of_work import UnitOfWork
@@ -59,6 +62,18 @@ class SqlUnitOfWork(UnitOfWork):
     @cached_property
     def devices(self) -> SqlDevices:
         return SqlDevices(self)
+
+    @cached_property
+    def organisations(self) -> SqlOrganisations:
+        return SqlOrganisations(self)
+
+    @cached_property
+    def flags(self) -> SqlFlags:
+        return SqlFlags(self)
+
+    @cached_property
+    def audit(self) -> SqlAuditLog:
+        return SqlAuditLog(self.connection)
 
     @cached_property
     def market(self) -> SqlMarket:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, bindparam, exists, insert, literal, or_, select, update
+from sqlalchemy import Row, and_, bindparam, exists, insert, literal, or_, select, update
 
 from domain.bookings import OCCUPYING, UNDER_WAY, Booking, Kind, Status
 from domain.errors import Conflict
@@ -117,7 +117,12 @@ class SqlBookings:
         if not actor.is_operations:
             mine = [bookings.c.customer_id == actor.user_id]
             if actor.provider_ids:
-                mine.append(bookings.c.provider_id.in_(sorted(actor.provider_ids)))
+                tenants = sorted({membership.organisation_id for membership in actor.memberships})
+                mine.append(
+                    and_(
+                        bookings.c.provider_id.in_(sorted(actor.provider_ids)), bookings.c.organisation_id.in_(tenants)
+                    )
+                )
             query = query.where(or_(*mine))
         if status is not None:
             query = query.where(bookings.c.status == status.value)

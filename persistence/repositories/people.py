@@ -7,14 +7,23 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy import Row, Table, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from domain.errors import EmailTaken
 from domain.identity import Actor, Membership, MembershipRole, RefreshToken, Role, SignIn, User
+from persistence.database import RetryTransaction
 from persistence.driver_errors import Trouble, trouble_of
 from persistence.repositories.audit import created, updated
-from persistence.tables import memberships, organisations, providers, refresh_tokens, sessions, users
+from persistence.tables import (
+    federated_identities,
+    memberships,
+    organisations,
+    providers,
+    refresh_tokens,
+    sessions,
+    users,
+)
 from persistence.unit_of_work import UnitOfWork
 
 _ACTOR = (
@@ -41,6 +50,13 @@ _ACTOR = (
     .order_by(memberships.c.organisation_id)
 )
 
+_MEMBERSHIPS = (
+    select(memberships.c.organisation_id, memberships.c.role, providers.c.id.label("provider_id"))
+    .join(providers, providers.c.organisation_id == memberships.c.organisation_id)
+    .where(memberships.c.user_id == bindparam("user"))
+    .order_by(memberships.c.organisation_id)
+)
+
 
 class SqlPeople:
     """See :class:`domain.ports.People`."""
@@ -58,9 +74,8 @@ class SqlPeople:
         return None if row is None else _user(row)
 
     async def add_user(self, user: User) -> None:
-        row = asdict(user) | {"email": user.email.lower(), "roles": sorted(user.roles)} | created(self._unit)
         try:
-            await self._connection.execute(insert(users), row)
+            await self._connection.execute(insert(users), self._user_row(user))
         except IntegrityError as error:
             if trouble_of(error) is Trouble.DUPLICATE:
                 raise EmailTaken from error
@@ -68,11 +83,11 @@ class SqlPeople:
 
     async def add_organisation(self, organisation_id: str, name: str) -> None:
         await self._connection.execute(
-            insert(organisations), {"id": organisation_id, "name": name} | created(self._unit)
+            insert(organisations), {"id": organisation_id, "name": name, "version": 1} | created(self._unit)
         )
 
     async def add_membership(self, organisation_id: str, user_id: str, role: MembershipRole) -> None:
-        row = {"organisation_id": organisation_id, "user_id": user_id, "role": role.value}
+        row = {"organisation_id": organisation_id, "user_id": user_id, "role": role.value, "version": 1}
         await self._connection.execute(insert(memberships), row | created(self._unit))
 
     async def actor(self, user_id: str, session_id: str) -> Actor | None:
@@ -102,13 +117,33 @@ class SqlPeople:
             update(users).where(users.c.id == user_id).values(disabled_at=disabled_at, **updated(self._unit))
         )
 
+    async def memberships(self, user_id: str) -> tuple[Membership, ...]:
+        rows = await self._connection.execute(_MEMBERSHIPS, {"user": user_id})
+        return tuple(Membership(row.organisation_id, row.provider_id, MembershipRole(row.role)) for row in rows)
+
+    async def save_roles(self, user_id: str, roles: frozenset[Role]) -> None:
+        await self._connection.execute(
+            update(users).where(users.c.id == user_id).values(roles=sorted(roles), **updated(self._unit))
+        )
+
+    async def federated_user(self, issuer: str, subject: str) -> str | None:
+        here = federated_identities.c
+        query = select(here.user_id).where(here.issuer == issuer, here.subject == subject)
+        user_id: str | None = (await self._connection.execute(query)).scalar_one_or_none()
+        return user_id
+
+    async def add_federated(self, issuer: str, subject: str, user: User) -> None:
+        await self._insert_or_start_over(users, self._user_row(user))
+        row = {"issuer": issuer, "subject": subject, "user_id": user.id, "created_at": self._unit.now}
+        await self._insert_or_start_over(federated_identities, row)
+
     async def save_password(self, user_id: str, password_hash: str) -> None:
         await self._connection.execute(
             update(users).where(users.c.id == user_id).values(password_hash=password_hash, **updated(self._unit))
         )
 
     async def add_sign_in(self, sign_in: SignIn) -> None:
-        await self._connection.execute(insert(sessions), asdict(sign_in))
+        await self._insert_or_start_over(sessions, asdict(sign_in))
 
     async def lock_sign_in(self, session_id: str) -> SignIn | None:
         query = select(sessions).where(sessions.c.id == session_id).with_for_update()
@@ -153,6 +188,17 @@ class SqlPeople:
         await self._connection.execute(
             update(refresh_tokens).where(refresh_tokens.c.token_hash == token.token_hash).values(asdict(token))
         )
+
+    def _user_row(self, user: User) -> dict[str, Any]:
+        return asdict(user) | {"email": user.email.lower(), "roles": sorted(user.roles)} | created(self._unit)
+
+    async def _insert_or_start_over(self, table: Table, row: dict[str, Any]) -> None:
+        try:
+            await self._connection.execute(insert(table), row)
+        except IntegrityError as error:
+            if trouble_of(error) is Trouble.DUPLICATE:
+                raise RetryTransaction(f"a concurrent transaction wrote the same row of {table.name}") from error
+            raise
 
 
 def _user(row: Row[Any]) -> User:

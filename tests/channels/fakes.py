@@ -302,6 +302,10 @@ class FakeSubscriber:
     def taken(self, channel: str) -> None:
         self.taken_channels.append(channel)
 
+    def become(self, actor: Actor) -> Collection[str]:
+        self.actor = actor
+        return ()
+
     def close(self, code: int) -> None:
         self.closed = True
         self.closed_with = code

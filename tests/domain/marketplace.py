@@ -193,6 +193,26 @@ class Marketplace:
 
         return await self.write(work)
 
+    async def member(self, firm: Firm, role: MembershipRole = MembershipRole.TECHNICIAN) -> Actor:
+        """Somebody else who belongs to the firm."""
+        person = await self.person(Role.PROVIDER)
+        await self.write(lambda uow: uow.people.add_membership(firm.organisation_id, person.user_id, role))
+        return person.having(Membership(firm.organisation_id, firm.provider_id, role))
+
+    async def email(self, person: Actor) -> str:
+        user = await self.transactions.read(lambda uow: uow.people.user(person.user_id))
+        assert user is not None
+        return user.email
+
+    async def invitation(self, firm: Firm, email: str, role: str = "technician") -> tuple[str, str]:
+        """The firm's owner invites; returns the invitation's id and its token."""
+        made = await self.call(
+            firm.person, "organisation.invite", organisation_id=firm.organisation_id, email=email, role=role
+        )
+        invitation_id: str = made["invitation"]["id"]
+        issued = await self.call(firm.person, "invitation.issue", invitation_id=invitation_id)
+        return invitation_id, issued["token"]
+
     # --- acts ---
 
     def key(self) -> str:

@@ -11,6 +11,7 @@ from domain import availability
 from domain.accounts import new_provider
 from domain.availability import SOCKET_CLAIM_SECONDS, effective_status
 from domain.context import Context
+from domain.identity import MembershipRole
 from domain.providers import ProviderStatus
 from persistence import tables
 from tests.domain.marketplace import FOREVER, START, Firm, Marketplace, refused
@@ -210,6 +211,8 @@ async def test_without_a_socket_the_choice_is_kept_for_later(market: Marketplace
 async def test_person_of_several_firms_names_the_one_meant(market: Marketplace) -> None:
     one, other = await market.firms(2)
     both = _merge(one, other)
+    user_id = both.person.user_id
+    await market.write(lambda uow: uow.people.add_membership(other.organisation_id, user_id, MembershipRole.OWNER))
     assert await refused(market.call(both.person, "presence.set", status="away")) == "not_found"
     await market.call(both.person, "presence.set", status="away", provider_id=other.provider_id)
     assert [await status_of(market, firm) for firm in (one, other)] == ["online", "away"]

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from channels import topics
-from domain import availability, snapshots
+from domain import availability, flags, snapshots
 from domain.catalogue import COMMANDS, EVENTS, TIMERS
 from domain.commands import Mode
 from domain.context import Context
 from domain.events import Audience, Event, EventClass
-from domain.identity import Actor
+from domain.identity import Actor, Role
 from domain.types import JSON
 from domain.views import View
 from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, north_of
@@ -54,6 +54,8 @@ class Play:
         await self._first_job(customer, first, second)
         await self._scheduled_job(customer, operator, second)
         await self._search_in_vain(customer, first, second)
+        await self._join_and_leave(customer, first)
+        await self._administer(customer)
         for method in ("service.list", "zone.list", "booking.list"):
             await self.call(customer, method)
         await self.call(operator, "provider.list")
@@ -101,6 +103,37 @@ class Play:
         settle = {"booking_id": disputed, "to": "completed", "version": version}
         await self.call(operator, "booking.transition", **settle)
 
+    async def _join_and_leave(self, customer: Actor, firm: Firm) -> None:
+        market, boss = self.market, firm.person
+        here = {"organisation_id": firm.organisation_id}
+        email = await market.email(customer)
+        await self.call(boss, "organisation.invite", **here, email="no.account@example.test", role="owner")
+        waiting = (await self.call(boss, "invitation.list", **here))["invitations"]
+        await self.call(boss, "invitation.revoke", invitation_id=waiting[0]["id"])
+        made = await self.call(boss, "organisation.invite", **here, email=email, role="technician")
+        issued = await self.call(boss, "invitation.issue", invitation_id=made["invitation"]["id"])
+        await self.call(customer, "invitation.accept", token=issued["token"])
+        await self.call(boss, "member.set_role", **here, user_id=customer.user_id, role="dispatcher")
+        (membership,) = await market.transactions.read(lambda uow: uow.people.memberships(customer.user_id))
+        dispatcher = customer.having(membership)
+        for method in ("organisation.get", "member.list"):
+            await self.call(dispatcher, method, **here)
+        await self.call(dispatcher, "organisation.list")
+        await self.call(dispatcher, "organisation.leave", **here)
+        leaver = await market.member(firm)
+        await self.call(boss, "member.remove", **here, user_id=leaver.user_id)
+
+    async def _administer(self, customer: Actor) -> None:
+        admin = await self.market.operator(Role.ADMIN)
+        pilot = {"state": "pilot", "percentage": 50, "roles": ["dispatcher"], "organisations": ["o"]}
+        await self.call(admin, "flag.set", flag="new-map", **pilot)
+        await self.call(admin, "flag.set", flag="dark-mode", state="enabled")
+        await self.call(admin, "flag.list")
+        await self.call(customer, "flag.evaluate")
+        await self.call(customer, "flag.evaluate", flags=["new-map", "unheard-of"])
+        await self.call(admin, "user.sign_out", user_id=customer.user_id, reason="lost phone")
+        await self.call(admin, "audit.list", limit=3)
+
     async def _search_in_vain(self, customer: Actor, first: Firm, second: Firm) -> None:
         market = self.market
         nobody = await self.book(customer)
@@ -123,6 +156,8 @@ async def test_every_answer_and_every_event_has_the_declared_shape(market: Marke
 
     recorded = [event.event for event in await market.events()]
     heard = [event for event in [*recorded, *market.announcer.events] if event.type not in topics.CONTROL_EVENTS]
+    # Said by nodes, each to its own clients, and not by a use case.
+    heard.append(flags.updated(flags.Flag("new-map", flags.FlagState.ENABLED), "u", on=True, now=START))
     for event in heard:
         _same_shape(EVENTS[event.type].data, dict(event.data), event.type)
         assert event.event_class is EVENTS[event.type].event_class, event.type

@@ -12,14 +12,23 @@ import pytest
 
 from domain.catalogue import COMMANDS
 from domain.commands import Mode
-from domain.identity import Actor
+from domain.identity import Actor, Role
 from domain.types import JSON
 from persistence import tables
 from persistence.idempotency import prune_keys
 from tests.domain.marketplace import CENTRE, ORIGIN, Marketplace, refusal, refused
 
 KEYED = sorted(name for name, command in COMMANDS.items() if command.mode is Mode.KEYED)
-WATCHED = (tables.bookings, tables.offers, tables.messages, tables.booking_declines, tables.idempotency_keys)
+WATCHED = (
+    tables.bookings,
+    tables.offers,
+    tables.messages,
+    tables.booking_declines,
+    tables.idempotency_keys,
+    tables.memberships,
+    tables.invitations,
+    tables.audit_log,
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,63 @@ async def _send(market: Marketplace) -> Case:
     return Case(customer, params, "message.sent", params | {"text": "other"}, params | {"conversation_id": "none"})
 
 
+async def _invite(market: Marketplace) -> Case:
+    firm = await market.firm()
+    params = {"organisation_id": firm.organisation_id, "email": "new@example.test", "role": "technician"}
+    other = params | {"email": "other@example.test"}
+    refusable = params | {"email": await market.email(firm.person)}
+    return Case(firm.person, params, "invitation.created", other, refusable)
+
+
+async def _leave(market: Marketplace) -> Case:
+    firm, other = await market.firm(), await market.firm()
+    person = await market.member(firm)
+    elsewhere = {"organisation_id": other.organisation_id}
+    return Case(person, {"organisation_id": firm.organisation_id}, "membership.removed", elsewhere, elsewhere)
+
+
+async def _set_role(market: Marketplace) -> Case:
+    firm = await market.firm()
+    here, member = {"organisation_id": firm.organisation_id}, await market.member(firm)
+    params = here | {"user_id": member.user_id, "role": "owner"}
+    refusable = here | {"user_id": firm.person.user_id, "role": "technician"}
+    return Case(firm.person, params, "membership.changed", params | {"role": "dispatcher"}, refusable)
+
+
+async def _remove(market: Marketplace) -> Case:
+    firm = await market.firm()
+    here, member = {"organisation_id": firm.organisation_id}, await market.member(firm)
+    boss = here | {"user_id": firm.person.user_id}
+    return Case(firm.person, here | {"user_id": member.user_id}, "membership.removed", boss, boss)
+
+
+async def _revoke(market: Marketplace) -> Case:
+    firm = await market.firm()
+    invitation_id, _ = await market.invitation(firm, "new@example.test")
+    nowhere = {"invitation_id": "none"}
+    return Case(firm.person, {"invitation_id": invitation_id}, "invitation.revoked", nowhere, nowhere)
+
+
+async def _join(market: Marketplace) -> Case:
+    firm, customer = await market.firm(), await market.customer()
+    _, token = await market.invitation(firm, await market.email(customer))
+    guessed = {"token": "fxi_guessed"}
+    return Case(customer, {"token": token}, "membership.created", guessed, guessed)
+
+
+async def _set_flag(market: Marketplace) -> Case:
+    params = {"flag": "new-map", "state": "enabled"}
+    refusable = params | {"roles": ["king"]}
+    admin = await market.operator(Role.ADMIN)
+    return Case(admin, params, "flag.changed", params | {"state": "disabled"}, refusable)
+
+
+async def _sign_out(market: Marketplace) -> Case:
+    params = {"user_id": (await market.customer()).user_id, "reason": "lost phone"}
+    admin = await market.operator(Role.ADMIN)
+    return Case(admin, params, "session.revoked", params | {"reason": "other"}, params | {"user_id": "none"})
+
+
 CASES: dict[str, Callable[[Marketplace], Awaitable[Case]]] = {
     "booking.create": _create,
     "booking.transition": _transition,
@@ -107,6 +173,14 @@ CASES: dict[str, Callable[[Marketplace], Awaitable[Case]]] = {
     "offer.accept": _accept,
     "offer.decline": _decline,
     "message.send": _send,
+    "organisation.invite": _invite,
+    "organisation.leave": _leave,
+    "member.set_role": _set_role,
+    "member.remove": _remove,
+    "invitation.revoke": _revoke,
+    "invitation.accept": _join,
+    "flag.set": _set_flag,
+    "user.sign_out": _sign_out,
 }
 
 

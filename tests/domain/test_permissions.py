@@ -1,4 +1,5 @@
-"""Every command of the catalogue, for every role, against somebody else's things: denied, and as if they did not exist.
+"""Every command of the catalogue, for every role, on one's own tenant's things and on somebody else's: what is denied
+looks as if it did not exist.
 
 :data:`RULES` must name every command. Whoever adds one to the catalogue has to say here who may use it on what.
 """
@@ -16,13 +17,19 @@ from domain import accounts, session
 from domain.catalogue import COMMANDS
 from domain.commands import Command, Mode, Who, allowed, validated
 from domain.errors import FixnadoError, InvalidParams
-from domain.identity import Actor, Role
+from domain.identity import Actor, MembershipRole, Permission, Role
 from domain.types import JSON
 from persistence import tables
 from tests.domain.marketplace import CENTRE, ORIGIN, Marketplace, refusal
 
 CUSTOMER, PROVIDER, UNATTACHED, OPERATIONS, ADMIN = "customer", "provider", "unattached", "operations", "admin"
 """A customer; a provider's person of another tenant; one whose membership is gone; staff."""
+
+OWNER, DISPATCHER, TECHNICIAN = (role.value for role in MembershipRole)
+"""People of the organisation that has the things."""
+
+MEMBERS = (OWNER, DISPATCHER, TECHNICIAN)
+MANAGERS = frozenset({OWNER, DISPATCHER})
 
 ROLES = (CUSTOMER, PROVIDER, UNATTACHED, OPERATIONS, ADMIN)
 STAFF = frozenset({OPERATIONS, ADMIN})
@@ -34,11 +41,17 @@ NOWHERE = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 @dataclass(frozen=True)
 class Ids:
-    """Somebody's booking, its live offer, and the provider that was asked."""
+    """Somebody's booking, its live offer, the provider that was asked, its organisation, a technician of it, and an
+    invitation to it.
+    """
 
     booking: str
     offer: str
     provider: str
+    organisation: str = NOWHERE
+    user: str = NOWHERE
+    invitation: str = NOWHERE
+    version: int = 2
     start: str = "2026-12-01T10:00:00Z"
 
 
@@ -54,31 +67,39 @@ class Rule:
         may: roles that may.
         about_others: whether the params name a thing that could be somebody else's. If not, ``may`` says who may call
             the command at all.
-        state: what the booking must be for the command to succeed.
+        members: what somebody must be in the organisation that has the things, to use it on them.
+        scheduled: what the booking must be for the command to succeed.
     """
 
     params: Callable[[Ids], JSON]
     may: frozenset[str]
     about_others: bool = True
     scheduled: bool = False
+    members: frozenset[str] = frozenset(MEMBERS)
 
 
 _create = {"service_id": "plumbing", "kind": "on_demand", "location": CENTRE.view(), "key": "k"}
 _fix = CENTRE.view() | {"fix_at": "2026-11-24T09:00:00Z"}
 _everybody = frozenset(ROLES)
+_admin = frozenset({ADMIN})
 
 RULES: Mapping[str, Rule] = {
-    "booking.create": Rule(lambda _: _create, frozenset({CUSTOMER}), about_others=False),
+    "booking.create": Rule(lambda _: _create, frozenset({CUSTOMER}), about_others=False, members=NOBODY),
     "booking.get": Rule(lambda ids: {"booking_id": ids.booking}, STAFF),
     "booking.list": Rule(lambda _: {}, _everybody, about_others=False),
     "booking.transition": Rule(
-        lambda ids: {"booking_id": ids.booking, "to": "cancelled", "version": 2, "reason": "x", "key": "k"}, STAFF
+        lambda ids: {"booking_id": ids.booking, "to": "cancelled", "version": ids.version, "reason": "x", "key": "k"},
+        STAFF,
     ),
     "booking.cancel": Rule(lambda ids: {"booking_id": ids.booking, "reason": "x", "key": "k"}, STAFF),
     "booking.reschedule": Rule(
-        lambda ids: {"booking_id": ids.booking, "version": 2, "start": ids.start, "key": "k"}, STAFF, scheduled=True
+        lambda ids: {"booking_id": ids.booking, "version": ids.version, "start": ids.start, "key": "k"},
+        STAFF,
+        scheduled=True,
     ),
-    "booking.assign": Rule(lambda ids: {"booking_id": ids.booking, "provider_id": ids.provider, "key": "k"}, STAFF),
+    "booking.assign": Rule(
+        lambda ids: {"booking_id": ids.booking, "provider_id": ids.provider, "key": "k"}, STAFF, members=NOBODY
+    ),
     "offer.accept": Rule(lambda ids: {"offer_id": ids.offer, "key": "k"}, NOBODY),
     "offer.decline": Rule(lambda ids: {"offer_id": ids.offer, "reason": "x", "key": "k"}, NOBODY),
     "offer.list": Rule(lambda _: {}, frozenset({PROVIDER}), about_others=False),
@@ -90,7 +111,46 @@ RULES: Mapping[str, Rule] = {
     "location.publish": Rule(lambda _: _fix, frozenset({PROVIDER}), about_others=False),
     "service.list": Rule(lambda _: {}, _everybody, about_others=False),
     "zone.list": Rule(lambda _: {}, _everybody, about_others=False),
-    "provider.list": Rule(lambda _: {}, STAFF, about_others=False),
+    "provider.list": Rule(lambda _: {}, STAFF, about_others=False, members=NOBODY),
+    "organisation.list": Rule(lambda _: {}, _everybody, about_others=False),
+    "organisation.get": Rule(lambda ids: {"organisation_id": ids.organisation}, STAFF),
+    "organisation.invite": Rule(
+        lambda ids: {
+            "organisation_id": ids.organisation,
+            "email": "new@example.test",
+            "role": "technician",
+            "key": "k",
+        },
+        _admin,
+        members=MANAGERS,
+    ),
+    # Nobody gives up a place in somebody else's organisation, not even staff.
+    "organisation.leave": Rule(
+        lambda ids: {"organisation_id": ids.organisation, "key": "k"}, NOBODY, members=frozenset(MEMBERS)
+    ),
+    "member.list": Rule(lambda ids: {"organisation_id": ids.organisation}, STAFF),
+    "member.set_role": Rule(
+        lambda ids: {"organisation_id": ids.organisation, "user_id": ids.user, "role": "dispatcher", "key": "k"},
+        _admin,
+        members=frozenset({OWNER}),
+    ),
+    "member.remove": Rule(
+        lambda ids: {"organisation_id": ids.organisation, "user_id": ids.user, "key": "k"}, _admin, members=MANAGERS
+    ),
+    "invitation.list": Rule(lambda ids: {"organisation_id": ids.organisation}, _admin, members=MANAGERS),
+    "invitation.issue": Rule(lambda ids: {"invitation_id": ids.invitation}, _admin, members=MANAGERS),
+    "invitation.revoke": Rule(lambda ids: {"invitation_id": ids.invitation, "key": "k"}, _admin, members=MANAGERS),
+    # Whoever shows the token decides, not a role; see test_organisations.
+    "invitation.accept": Rule(lambda _: {"token": "fxi_guessed", "key": "k"}, NOBODY, members=NOBODY),
+    "flag.evaluate": Rule(lambda _: {"flags": ["new-map"]}, _everybody, about_others=False),
+    "flag.list": Rule(lambda _: {}, STAFF, about_others=False, members=NOBODY),
+    "flag.set": Rule(
+        lambda _: {"flag": "new-map", "state": "enabled", "key": "k"}, _admin, about_others=False, members=NOBODY
+    ),
+    "audit.list": Rule(lambda _: {}, _admin, about_others=False, members=NOBODY),
+    "user.sign_out": Rule(
+        lambda ids: {"user_id": ids.user, "reason": "lost phone", "key": "k"}, _admin, members=NOBODY
+    ),
 }
 
 SOCKET_PARAMS: Mapping[str, JSON] = {
@@ -116,7 +176,31 @@ async def actors(market: Marketplace) -> dict[str, Actor]:
 async def somebodys(market: Marketplace, *, scheduled: bool = False) -> Ids:
     customer, firm = await market.customer(), await market.firm(rating=5.0)
     booking_id = await (market.book_slot(customer) if scheduled else market.book(customer))
-    return Ids(booking_id, await market.offer_id(firm, booking_id), firm.provider_id)
+    technician = await market.member(firm)
+    invitation_id, _ = await market.invitation(firm, "waiting@example.test")
+    offer_id = await market.offer_id(firm, booking_id)
+    return Ids(booking_id, offer_id, firm.provider_id, firm.organisation_id, technician.user_id, invitation_id)
+
+
+async def own(market: Marketplace, role: str) -> tuple[Actor, Ids]:
+    """Somebody of that role in a firm, and the firm's: a confirmed job, a live offer for another, a technician."""
+    customer, firm = await market.customer(), await market.firm(rating=5.0)
+    booking_id = await market.book_slot(customer, in_hours=48)
+    await market.accept(firm, booking_id)
+    asked = await market.book_slot(customer, in_hours=72)
+    person = await market.member(firm, MembershipRole(role))
+    technician = await market.member(firm)
+    invitation_id, _ = await market.invitation(firm, "waiting@example.test")
+    ids = Ids(
+        booking_id,
+        await market.offer_id(firm, asked),
+        firm.provider_id,
+        firm.organisation_id,
+        technician.user_id,
+        invitation_id,
+        (await market.booking(booking_id)).version,
+    )
+    return person, ids
 
 
 def shape(error: FixnadoError) -> tuple[Any, ...]:
@@ -127,7 +211,7 @@ def shape(error: FixnadoError) -> tuple[Any, ...]:
 def test_every_command_has_a_rule() -> None:
     assert RULES.keys() | SOCKET_PARAMS.keys() == COMMANDS.keys()
     assert {name for name, command in COMMANDS.items() if command.handler is None} == SOCKET_PARAMS.keys()
-    assert all(isinstance(command.who, Who) for command in COMMANDS.values())
+    assert all(isinstance(command.who, Who | Permission) for command in COMMANDS.values())
 
 
 def test_command_cannot_be_declared_without_saying_who_may() -> None:
@@ -173,6 +257,25 @@ async def test_command_is_open_to_those_who_may(broadcast_market: Marketplace, m
         assert (await refusal(attempt)).type == "not_on_a_job", "the rules speak, not the door"
     else:
         await attempt
+
+
+@pytest.mark.parametrize("role", MEMBERS)
+async def test_commands_on_ones_own_tenants_things_follow_the_role(broadcast_market: Marketplace, role: str) -> None:
+    market = broadcast_market
+    for method, rule in RULES.items():
+        person, ids = await own(market, role)
+        attempt = market.call(person, method, **rule.params(ids) | _fresh_key(market, rule))
+        if role not in rule.members:
+            error = await refusal(attempt)
+            assert (error.type, error.details) == ("not_found", {}), method
+        elif method == "location.publish":
+            assert (await refusal(attempt)).type == "not_on_a_job", "the rules speak, not the door"
+        else:
+            await attempt
+
+
+def _fresh_key(market: Marketplace, rule: Rule) -> JSON:
+    return {"key": market.key()} if "key" in rule.params(NOTHING) else {}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -281,6 +384,19 @@ def test_only_these_params_share_a_name_with_what_the_server_decides() -> None:
         ("booking.assign", "provider_id"),  # operations say whom
         ("presence.set", "status"),  # online, away or offline, checked against one's own
         ("presence.set", "provider_id"),
+        ("organisation.get", "organisation_id"),  # whose people are meant, checked against one's own
+        ("organisation.invite", "organisation_id"),
+        ("organisation.leave", "organisation_id"),
+        ("member.list", "organisation_id"),
+        ("member.set_role", "organisation_id"),
+        ("member.remove", "organisation_id"),
+        ("invitation.list", "organisation_id"),
+        ("member.set_role", "user_id"),  # the member that is meant
+        ("member.remove", "user_id"),
+        ("user.sign_out", "user_id"),
+        ("organisation.invite", "role"),  # what the person invited is to be, checked against what the caller may give
+        ("member.set_role", "role"),
+        ("flag.set", "roles"),  # for whom a feature is on
     }
 
 
@@ -346,5 +462,15 @@ def test_nobody_registers_as_staff() -> None:
 
 async def _everything(market: Marketplace) -> list[Any]:
     """Every row that a command could have changed."""
-    watched = ("bookings", "offers", "providers", "messages", "read_marks", "timers", "outbox", "idempotency_keys")
+    watched: tuple[str, ...] = (
+        "bookings",
+        "offers",
+        "providers",
+        "messages",
+        "read_marks",
+        "timers",
+        "outbox",
+        "idempotency_keys",
+    )
+    watched += ("users", "memberships", "invitations", "sessions", "flags", "audit_log")
     return [sorted(map(repr, await market.rows(tables.metadata.tables[name].select()))) for name in watched]

@@ -72,6 +72,7 @@ class Realtime:
         *,
         metrics: Metrics | None = None,
         presence: Presence | None = None,
+        buckets: TokenBuckets | None = None,
         trace: Trace = untraced,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -99,7 +100,9 @@ class Realtime:
             wheel=self._wheel,
             buckets=TokenBuckets(
                 limits.user_requests_per_second, limits.user_burst_requests, limits.user_debt_requests, limits.buckets
-            ),
+            )
+            if buckets is None
+            else buckets,
             trace=trace,
         )
 

@@ -415,7 +415,7 @@ def moved(booking: Booking, target: Status, now: datetime) -> Booking:
         case Status.ARRIVED:
             return replace(after, arrived_at=now)
         case Status.COMPLETED:
-            return replace(after, completed_at=booking.completed_at or now)
+            return replace(after, completed_at=now)
         case _:
             return after
 

@@ -18,7 +18,7 @@ from domain.errors import Forbidden, OfferExpired, OfferTaken, OfferWithdrawn, R
 from domain.geography import distance_m
 from domain.offers import LIVE, AcceptOffer, DeclineOffer, Offer, OfferStatus
 from domain.ports import Candidate
-from domain.providers import Provider, ProviderStatus, Strategy, Zone
+from domain.providers import Provider, ProviderStatus, Service, Strategy, Zone
 from domain.types import JSON, Interval, Money, new_id
 from domain.views import NoParams
 
@@ -26,12 +26,6 @@ SYSTEM_PARTY = frozenset({Party.SYSTEM})
 
 RESCUE = -1
 """In place of a wave's number: operations were called, nobody else is asked."""
-
-
-async def begin(ctx: Context, booking: Booking) -> Booking:
-    """From ``pending`` to ``awaiting_assignment``, and the first wave, in the caller's transaction."""
-    booking = await moves.move(ctx, booking, Status.AWAITING_ASSIGNMENT, SYSTEM_PARTY)
-    return await send_wave(ctx, booking)
 
 
 async def advance(ctx: Context, data: JSON) -> None:
@@ -50,19 +44,27 @@ async def advance(ctx: Context, data: JSON) -> None:
     await send_wave(ctx, booking)
 
 
-async def send_wave(ctx: Context, booking: Booking) -> Booking:
-    """Asks the next providers. A wave with nobody in it is tried again soon and does not count."""
+async def send_wave(
+    ctx: Context, booking: Booking, zone: Zone | None = None, service: Service | None = None
+) -> Booking:
+    """Asks the next providers. A wave with nobody in it is tried again soon and does not count.
+
+    Args:
+        zone, service: the booking's, from a caller that has just read them.
+    """
     policy = ctx.policy
     if booking.wave == RESCUE:
         return booking
     waited = (ctx.now - (booking.dispatch_started_at or booking.created_at)).total_seconds()
     if booking.wave >= len(policy.wave_sizes) or waited >= policy.dispatch_limit_seconds:
         return await _call_for_rescue(ctx, booking)
-    zone = await ctx.uow.market.zone(booking.zone_id)
+    zone = zone or await ctx.uow.market.zone(booking.zone_id)
     if zone is None:
         return await _call_for_rescue(ctx, booking)
-    during = await _wanted_time(ctx, booking)
-    chosen = choose(booking, zone, await ctx.uow.market.candidates(booking, during), ctx)
+    during = await _wanted_time(ctx, booking, service)
+    chosen = choose(
+        booking, zone, await ctx.uow.market.candidates(booking, during, soon=moves.is_soon(ctx, during)), ctx
+    )
     if not chosen:
         await _wake_at(ctx, booking, policy.empty_wave_retry_seconds)
         return booking
@@ -234,7 +236,12 @@ async def assign_by_force(ctx: Context, params: AssignBooking) -> JSON:
         await _check_free(ctx, booking, provider)
     live = await ctx.uow.offers.live_of_booking(booking.id)
     after = await moves.assign(ctx, booking, provider, frozenset({Party.OPERATIONS}))
-    await moves.withdraw(ctx, live, "taken")
+    own = [offer for offer in live if offer.provider_id == provider.id]
+    for offer in own:
+        # It was asked already: the decision answers for it, and its own acceptance, if it comes, is a success.
+        await ctx.uow.offers.close_all([replace(offer, status=OfferStatus.ACCEPTED, closed_at=ctx.now)])
+        ctx.uow.record(offers.event(offer, "offer.accepted", ctx.now))
+    await moves.withdraw(ctx, [offer for offer in live if offer not in own], "taken")
     return {"booking": bookings.view(after, ctx.policy.response_target_seconds)}
 
 
@@ -249,16 +256,15 @@ async def _check_free(ctx: Context, booking: Booking, provider: Provider) -> Non
     if not provider.verified:
         raise NotVerified
     during = await _wanted_time(ctx, booking)
-    on_demand = booking.kind is Kind.ON_DEMAND
-    if await ctx.uow.bookings.clashes(provider.id, during, on_demand=on_demand, except_id=booking.id):
+    if await ctx.uow.bookings.clashes(provider.id, during, soon=moves.is_soon(ctx, during), except_id=booking.id):
         raise SlotTaken
 
 
-async def _wanted_time(ctx: Context, booking: Booking) -> Interval:
+async def _wanted_time(ctx: Context, booking: Booking, service: Service | None = None) -> Interval:
     """The agreed slot, or for work on demand from now on as long as such work usually takes."""
     if booking.slot is not None:
         return booking.slot
-    service = await ctx.uow.market.service(booking.service_id)
+    service = service or await ctx.uow.market.service(booking.service_id)
     return Interval(ctx.now, ctx.now + timedelta(minutes=service.duration_minutes if service else 60))
 
 

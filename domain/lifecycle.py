@@ -36,7 +36,7 @@ async def create(ctx: Context, params: CreateBooking) -> JSON:
     zone = await ctx.uow.market.zone_at(place)
     if zone is None:
         raise OutsideZones
-    booking = Booking(
+    created = Booking(
         id=new_id(ctx.now),
         status=Status.PENDING,
         version=1,
@@ -52,11 +52,14 @@ async def create(ctx: Context, params: CreateBooking) -> JSON:
         created_at=ctx.now,
         updated_at=ctx.now,
     )
+    # Zone found, checks passed: the first step of the table follows at once, so the row is written after it.
+    step = bookings.find_transition(created, Status.AWAITING_ASSIGNMENT, dispatch.SYSTEM_PARTY)
+    booking = bookings.moved(created, step.target, ctx.now)
     await ctx.uow.bookings.add(booking)
     await ctx.uow.conversations.open(booking.id)
-    moves.record(ctx, booking, "booking.created")
-    booking = await dispatch.begin(ctx, booking)
-    return _result(ctx, booking)
+    moves.record(ctx, created, "booking.created")
+    moves.record(ctx, booking, step.event, before=created)
+    return _result(ctx, await dispatch.send_wave(ctx, booking, zone, service))
 
 
 async def get(ctx: Context, params: BookingRef) -> JSON:
@@ -120,7 +123,9 @@ async def reschedule(ctx: Context, params: RescheduleBooking) -> JSON:
     if booking.provider_id is not None:
         # The provider's row is the lock under which its jobs are kept from overlapping.
         await ctx.uow.market.lock_provider(booking.provider_id)
-        if await ctx.uow.bookings.clashes(booking.provider_id, slot, on_demand=False, except_id=booking.id):
+        if await ctx.uow.bookings.clashes(
+            booking.provider_id, slot, soon=moves.is_soon(ctx, slot), except_id=booking.id
+        ):
             raise SlotTaken
     after = replace(booking, slot=slot, version=booking.version + 1, updated_at=ctx.now)
     await ctx.uow.bookings.save(after)

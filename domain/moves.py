@@ -16,6 +16,7 @@ from domain.context import Context
 from domain.errors import InvalidParams, SlotTaken
 from domain.offers import Offer, OfferStatus
 from domain.providers import Provider
+from domain.types import Interval
 
 
 async def move(
@@ -50,6 +51,7 @@ async def move(
     if target is Status.AWAITING_ASSIGNMENT and booking.provider_id is not None:
         # Whoever gave it back, or was taken off it, is not asked again; dispatch starts over at once.
         await ctx.uow.bookings.decline(booking.id, booking.provider_id)
+        await withdraw(ctx, await ctx.uow.offers.accepted_of_booking(booking.id), "reassigned")
         ctx.uow.record(bookings.access_revoked(booking, booking.provider_id, ctx.now))
         await ctx.uow.timers.set(f"dispatch:{booking.id}", ctx.now, "dispatch", {"booking_id": booking.id})
     if booking.provider_id is not None:
@@ -74,6 +76,11 @@ async def assign(ctx: Context, booking: Booking, provider: Provider, parties: fr
         ctx, replace(provider, jobs_taken=provider.jobs_taken + 1, misses_in_a_row=0), reason="job_taken"
     )
     return after
+
+
+def is_soon(ctx: Context, during: Interval) -> bool:
+    """Whether a job in this time meets what its provider does now: nobody knows yet when work on demand will end."""
+    return (during.start - ctx.now).total_seconds() < ctx.policy.busy_horizon_seconds
 
 
 async def stop_search(ctx: Context, booking: Booking) -> None:

@@ -19,6 +19,7 @@ class Policy:
     empty_wave_retry_seconds: float = 5
     rescue_seconds: float = 300
     misses_until_away: int = 3
+    busy_horizon_seconds: float = 2 * 3600
     linger_seconds: float = 45
     typing_seconds: float = 6
     no_show_after_seconds: float = 600

@@ -4,7 +4,8 @@ A :class:`UnitOfWork` is one database transaction. Its rules:
 
 * lock the aggregate first (``lock_*``), decide, save, and record events last; the outbox is written right before
   commit, so that for each aggregate the order in the outbox is the order of commits;
-* lock in one order: booking, then conversation, then providers by id, so that no two use cases wait for each other;
+* lock in one order: booking, then conversation, then providers by id, so that no two use cases wait for each other. A
+  due timer is the exception: it is claimed before its aggregate, and a deadlock with whoever cancels it is retried;
 * a use case may run more than once (deadlock, lost race): it must not touch the outside world. Ephemeral announcements
   are collected in the context and sent after commit.
 """
@@ -149,7 +150,7 @@ class Market(Protocol):
     async def lock_provider(self, provider_id: str) -> Provider | None: ...
     async def providers(self) -> Sequence[Provider]: ...
     async def save_provider(self, provider: Provider) -> None: ...
-    async def candidates(self, booking: Booking, during: Interval) -> Sequence[Candidate]:
+    async def candidates(self, booking: Booking, during: Interval, *, soon: bool) -> Sequence[Candidate]:
         """Verified, skilled, covering the zone, available, free in the slot, not having declined this booking.
 
         Available is: ``online`` for work on demand; not ``offline`` by choice for scheduled work.
@@ -180,8 +181,8 @@ class Bookings(Protocol):
     async def of(self, actor: Actor, status: Status | None, before: str | None, limit: int) -> Sequence[Booking]:
         """What this person may see, newest first."""
 
-    async def clashes(self, provider_id: str, during: Interval, *, on_demand: bool, except_id: str) -> bool:
-        """Whether the provider has a confirmed job in this time; for work on demand, also any job under way."""
+    async def clashes(self, provider_id: str, during: Interval, *, soon: bool, except_id: str) -> bool:
+        """Whether the provider has a confirmed job in this time; for work that is soon, also any job under way."""
 
     async def under_way(self, provider_id: str) -> Sequence[Booking]: ...
     async def committed(self, provider_id: str) -> Sequence[Booking]:
@@ -200,6 +201,9 @@ class Offers(Protocol):
     async def add_all(self, offers: Sequence[Offer]) -> None: ...
     async def get(self, offer_id: str) -> Offer | None: ...
     async def live_of_booking(self, booking_id: str) -> Sequence[Offer]: ...
+    async def accepted_of_booking(self, booking_id: str) -> Sequence[Offer]:
+        """The offer that won, if the booking is taken."""
+
     async def live_of_providers(self, provider_ids: Collection[str], now: datetime) -> Sequence[Offer]: ...
     async def close_all(self, offers: Sequence[Offer]) -> None:
         """Writes the status, the time and the reason of offers that are live no longer."""

@@ -14,10 +14,9 @@ from typing import Annotated
 from pydantic import Field
 
 from domain import bookings, moves
-from domain.availability import own_provider_id
 from domain.bookings import Booking, Party, Status
 from domain.context import Context
-from domain.errors import NotOnAJob, StaleFix, TooManyRequests
+from domain.errors import Forbidden, NotOnAJob, StaleFix, TooManyRequests
 from domain.events import Audience, Event, EventClass
 from domain.geography import distance_m
 from domain.types import JSON, Point, new_id, wire_time
@@ -104,7 +103,7 @@ async def publish(ctx: Context, params: PublishLocation) -> JSON:
         NotOnAJob: nothing from ``en_route`` to completion.
     """
     policy = ctx.policy
-    provider_id = own_provider_id(ctx, None)
+    provider_id, job = await _tracked_job(ctx)
     age_seconds = (ctx.now - params.fix_at).total_seconds()
     if age_seconds > policy.fix_max_age_seconds or age_seconds < -FUTURE_TOLERANCE_SECONDS:
         raise StaleFix
@@ -115,10 +114,6 @@ async def publish(ctx: Context, params: PublishLocation) -> JSON:
             raise TooManyRequests(policy.fix_in_seconds - since)
         if params.fix_at <= track.newest_fix_at:
             raise StaleFix
-    jobs = [job for job in await ctx.uow.bookings.under_way(provider_id) if job.status in bookings.TRACKED]
-    if not jobs:
-        raise NotOnAJob
-    job = jobs[0]
     place = Point(params.lat, params.lon)
     track = replace(track, newest_fix_at=params.fix_at, accepted_at=ctx.now) if track else Track(params.fix_at, ctx.now)
     if job.status is Status.EN_ROUTE and distance_m(place, job.location) <= policy.arrival_radius_m:
@@ -131,6 +126,17 @@ async def publish(ctx: Context, params: PublishLocation) -> JSON:
             _estimate(ctx, job, provider_id, place, track)
     ctx.after_commit.append(lambda: ctx.positions.remember(provider_id, track))
     return {"booking_id": job.id, "shared": share}
+
+
+async def _tracked_job(ctx: Context) -> tuple[str, Booking]:
+    """The caller's provider that is on the way or at work, and the job."""
+    if not ctx.actor.provider_ids:
+        raise Forbidden
+    for provider_id in sorted(ctx.actor.provider_ids):
+        for job in await ctx.uow.bookings.under_way(provider_id):
+            if job.status in bookings.TRACKED:
+                return provider_id, job
+    raise NotOnAJob
 
 
 async def _arrive(ctx: Context, job: Booking) -> Booking:

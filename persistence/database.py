@@ -70,6 +70,9 @@ class DatabaseOptions:
         lock_timeout_seconds: wait for a row lock (MySQL) or for another process's lock (SQLite). MySQL takes whole
             seconds.
         transaction_timeout_seconds: bound of one transaction with all its retries, and so of every answer it waits for.
+        statement_timeout_seconds: after which MySQL itself ends a statement; ``None`` for no bound. A statement whose
+            caller has given up goes on at the server otherwise. MariaDB ends any statement, MySQL only a SELECT; one
+            that changes rows waits for locks at most ``lock_timeout_seconds`` there.
         recycle_seconds: age at which an idle MySQL connection is replaced; below the server's ``wait_timeout`` and
             the idle limit of what stands between (NAT and load balancers drop after 350 s or so).
         tls: ``required``: encrypted and the server's certificate checked, else no connection. ``off``: plaintext.
@@ -83,6 +86,7 @@ class DatabaseOptions:
     connect_timeout_seconds: float = 5.0
     lock_timeout_seconds: int = 2
     transaction_timeout_seconds: float = 8.0
+    statement_timeout_seconds: float | None = 8.0
     recycle_seconds: int = 280
     tls: Literal["required", "off"] = "required"
     tls_ca_file: Path | None = None
@@ -176,6 +180,11 @@ class Database:
             await asyncio.wait(self._cleanups)
         await self._writer.dispose()
         await self._reader.dispose()
+
+    @property
+    def waiting(self) -> int:
+        """Pieces of work that wait for a connection at this moment."""
+        return self._write_turns.waiting + self._read_turns.waiting
 
     @property
     def in_use(self) -> int:
@@ -362,6 +371,7 @@ def _mysql_engines(url: URL, options: DatabaseOptions) -> tuple[AsyncEngine, Asy
         "init_command": (
             "SET time_zone = '+00:00', sql_notes = 0, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',"
             f" innodb_lock_wait_timeout = {int(options.lock_timeout_seconds)}"
+            f"{_statement_limit(options.statement_timeout_seconds)}"
         ),
     }
     if options.tls == "required":
@@ -384,3 +394,15 @@ def _mysql_engines(url: URL, options: DatabaseOptions) -> tuple[AsyncEngine, Asy
         )
 
     return engine("READ COMMITTED"), engine("AUTOCOMMIT", skip_autocommit_rollback=True)
+
+
+def _statement_limit(seconds: float | None) -> str:
+    """The end of a SET statement. The two servers have different names for it, and each runs only its own comment:
+    MariaDB skips those with MySQL's version numbers from 5.7 on.
+    """
+    if seconds is None:
+        return ""
+    milliseconds = max(1, round(seconds * 1000))
+    mariadb = f"/*M!100101 , max_statement_time = {milliseconds / 1000:g} */"
+    mysql = f"/*!50708 , max_execution_time = {milliseconds} */"
+    return f" {mariadb} {mysql}"

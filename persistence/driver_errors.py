@@ -56,6 +56,8 @@ _MYSQL: Mapping[int, Trouble] = {
     1047: Trouble.UNAVAILABLE,  # Galera: not in the primary component
     1049: Trouble.UNAVAILABLE,
     1129: Trouble.UNAVAILABLE,
+    1142: Trouble.UNAVAILABLE,  # the user may not do that to the table
+    1227: Trouble.UNAVAILABLE,
     1130: Trouble.UNAVAILABLE,
     1203: Trouble.UNAVAILABLE,
     1226: Trouble.UNAVAILABLE,

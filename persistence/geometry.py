@@ -17,7 +17,7 @@ from domain.providers import Zone
 from domain.types import Point as Place
 
 METRES_PER_DEGREE = 111_319.49
-"""Of latitude, on a sphere with the mean radius."""
+"""Of latitude, on a sphere with the equatorial radius of WGS 84."""
 
 
 def parse_geometry(geometry: Mapping[str, Any]) -> Polygon | MultiPolygon:

@@ -8,6 +8,7 @@ distributed locking", 2016). The lease keeps the peace; the token keeps the data
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 from sqlalchemy import bindparam, insert, select, update
@@ -36,6 +37,14 @@ _MOVE = (
     .where(leases.c.name == bindparam("lease"), leases.c.token == bindparam("fence"))
     .values(expires_at=bindparam("until"))
 )
+
+
+_HELD = {
+    dialect: select(leases.c.name, leases.c.holder)
+    .where(leases.c.expires_at > utc_now(dialect))
+    .order_by(leases.c.name)
+    for dialect in ("sqlite", "mysql")
+}
 
 
 class Leases:
@@ -96,3 +105,11 @@ class Leases:
             await connection.execute(_MOVE, {"lease": name, "fence": token, "until": now})
 
         await self._database.write(work)
+
+    async def held(self) -> Mapping[str, str]:
+        """The holder of each lease that has not run out."""
+
+        async def work(connection: AsyncConnection) -> Mapping[str, str]:
+            return {row.name: row.holder for row in await connection.execute(_HELD[self._database.dialect])}
+
+        return await self._database.read(work)

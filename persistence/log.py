@@ -175,10 +175,14 @@ async def ensure_seed(connection: AsyncConnection) -> str:
     return seed
 
 
-async def renew_epochs(database: Database) -> None:
-    """Give every channel a new epoch, so that no client resumes by offsets from before. For use while no node runs."""
+async def renew_epochs(database: Database) -> int:
+    """Give every channel a new epoch, so that no client resumes by offsets from before. For use while no node runs.
 
-    async def work(connection: AsyncConnection) -> None:
+    Returns:
+        The number of channels that ever had an event.
+    """
+
+    async def work(connection: AsyncConnection) -> int:
         await connection.execute(delete(log_seed))
         seed = await ensure_seed(connection)
         channels = (await connection.execute(select(channel_heads.c.channel))).scalars().all()
@@ -187,8 +191,9 @@ async def renew_epochs(database: Database) -> None:
         )
         for some in _chunks(channels, _NAMES_PER_QUERY):
             await connection.execute(renew, [{"named": name, "new": epoch_of(seed, name)} for name in some])
+        return len(channels)
 
-    await database.write(work)
+    return await database.write(work)
 
 
 # --- retention --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ Until the first release the schema is one migration, made from ``tables.py``::
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -38,6 +40,8 @@ LOCK_WAIT_SECONDS = 60
 
 MIGRATION_SECONDS = 3600.0
 """How long all of it may take; adding an index to a large table does."""
+
+_DRIVER_LOG = logging.getLogger("asyncmy")
 
 
 async def upgrade(url: str, options: DatabaseOptions | None = None, on_progress: Progress = lambda _: None) -> None:
@@ -93,7 +97,9 @@ def _config() -> Config:
 async def _migrate(
     url: str, options: DatabaseOptions | None, on_progress: Progress, run: Callable[[Config], None]
 ) -> None:
-    patient = replace(options or DatabaseOptions(), lock_timeout_seconds=LOCK_WAIT_SECONDS)
+    patient = replace(
+        options or DatabaseOptions(), lock_timeout_seconds=LOCK_WAIT_SECONDS, statement_timeout_seconds=None
+    )
     database = Database(url, patient)
     config = _config()
     config.attributes["on_version_apply"] = lambda step, **_: on_progress(
@@ -104,6 +110,7 @@ async def _migrate(
         config.attributes["connection"] = connection
         run(config)
 
+    _DRIVER_LOG.addFilter(_no_news)
     try:
         async with (
             asyncio.timeout(MIGRATION_SECONDS),
@@ -114,12 +121,20 @@ async def _migrate(
             await connection.commit()
     except TimeoutError as error:
         raise Unavailable from error
+    except CommandError as error:
+        raise Unavailable("The database schema is of a newer version than this program.") from error
     except DBAPIError as error:
         if trouble_of(error) is None:
             raise
         raise Unavailable from error
     finally:
+        _DRIVER_LOG.removeFilter(_no_news)
         await database.close()
+
+
+def _no_news(record: logging.LogRecord) -> bool:
+    """Alembic names the primary key of its own table, and MySQL warns that it calls all of them PRIMARY."""
+    return "ignored for PRIMARY key" not in record.getMessage()
 
 
 @asynccontextmanager

@@ -246,6 +246,9 @@ class Sequencer:
     async def _step(self) -> float:
         """One turn of :meth:`run`; returns how long to sleep unless nudged."""
         if not await self._lead():
+            # A nudge is for the one that leads; left standing, it would have this one ask for the lease
+            # without a pause.
+            self._wake.clear()
             return self._options.takeover_seconds
         nudged = self._wake.is_set()
         early = self._not_before - asyncio.get_running_loop().time()

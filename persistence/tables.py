@@ -3,6 +3,9 @@
 Conventions: ids are ULIDs in ``CHAR(26)``-sized strings; times are UTC (:class:`UtcDateTime`); money is integer minor
     units beside its ISO 4217 currency; JSON documents are stored as text that orjson wrote. ``version`` rises by one
     on each change. Migrations in ``persistence/migrations`` must reproduce this page; a test compares them.
+
+Audit: every row that is a fact of the business says who made it and who changed it last (:func:`_audit`). The tables in
+    :data:`WITHOUT_AUDIT` hold none; each has its reason there.
 """
 
 from __future__ import annotations
@@ -292,6 +295,7 @@ provider_skills = Table(
     metadata,
     Column("provider_id", Id, ForeignKey("providers.id"), primary_key=True),
     Column("service_id", Id, ForeignKey("services.id"), primary_key=True, index=True),
+    *_audit(),
 )
 
 provider_zones = Table(
@@ -299,6 +303,7 @@ provider_zones = Table(
     metadata,
     Column("provider_id", Id, ForeignKey("providers.id"), primary_key=True),
     Column("zone_id", Id, ForeignKey("zones.id"), primary_key=True, index=True),
+    *_audit(),
 )
 
 provider_sockets = Table(  # which nodes hold sockets of a provider; a node that died stops renewing
@@ -345,6 +350,7 @@ booking_declines = Table(  # who must not be asked again for a booking: declined
     metadata,
     Column("booking_id", Id, ForeignKey("bookings.id"), primary_key=True),
     Column("provider_id", Id, ForeignKey("providers.id"), primary_key=True),
+    *_audit(),
 )
 
 offers = Table(
@@ -380,6 +386,7 @@ messages = Table(
     Column("sender_name", Name, nullable=False),
     Column("text", Text, nullable=False),
     Column("sent_at", UtcDateTime, nullable=False),
+    *_audit(),
 )
 
 conversations = Table(
@@ -493,6 +500,24 @@ leases = Table(
     Column("token", BigInteger, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
 )
+
+WITHOUT_AUDIT = {
+    "sessions": "a sign-in belongs to its user, who alone uses it; it has times of its own",
+    "refresh_tokens": "as sessions",
+    "signing_keys": "made by the system",
+    "provider_sockets": "nodes' claims, renewed all the time and gone with the socket",
+    "read_marks": "the key says whose it is; nobody else moves it",
+    "idempotency_keys": "a command's memory, kept for a day",
+    "timers": "work of the system",
+    "outbox": "on its way into the log",
+    "outbox_parked": "as outbox; has its time",
+    "channel_heads": "the log's own",
+    "log": "the log's own; a frame says when and by what it came about",
+    "log_seed": "the log's own",
+    "log_cursors": "the log's own",
+    "leases": "nodes' claims",
+}
+"""Tables that are not facts of the business, and why."""
 
 for _table in metadata.tables.values():
     # Whatever the server's defaults: ids, keys and channel names tell upper from lower case, as SQLite does by itself.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import bindparam, delete, func, select, update
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.ports import Timer
 from domain.types import JSON
+from persistence.database import Database, database_now
 from persistence.tables import timers
 
 FIRST_BACKOFF_SECONDS = 1.0
@@ -51,6 +53,32 @@ _POSTPONE = (
     .where(timers.c.name == bindparam("timer"), timers.c.due_at == bindparam("due"))
     .values(due_at=bindparam("again_at"), attempts=bindparam("failures"))
 )
+
+
+_OVERDUE = select(func.count(), func.min(timers.c.due_at)).where(timers.c.due_at <= bindparam("since"))
+
+OVERDUE_SECONDS = 2.0
+"""Timers are handled within a second of their time, by whichever node is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """Timers that nobody has handled in time: how many, and how late the latest of them is in seconds."""
+
+    timers: int
+    oldest_seconds: float
+
+
+async def overdue_timers(database: Database) -> Overdue:
+    """Count what is late by more than :data:`OVERDUE_SECONDS`, for metrics."""
+
+    async def work(connection: AsyncConnection) -> Overdue:
+        now = await database_now(connection)
+        since = now - timedelta(seconds=OVERDUE_SECONDS)
+        count, oldest = (await connection.execute(_OVERDUE, {"since": since})).one()
+        return Overdue(count, (now - oldest).total_seconds() if oldest is not None else 0.0)
+
+    return await database.read(work)
 
 
 class SqlTimers:

@@ -10,19 +10,28 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from channels import protocol, topics
-from channels.broker import InProcessBroker
+from channels.broker import Broker, InProcessBroker
+from channels.broker_redis import RedisBroker
+from channels.failover import Follower, State
 from channels.limits import Limits
+from channels.limits_redis import RedisTokenBuckets
+from channels.log_cache import CachedLog
+from channels.presence import NodePresence
+from channels.presence_redis import RedisPresence
 from channels.protocol import CloseCode
 from channels.realtime import Ports, Realtime
+from channels.redis_address import RedisAddress
+from channels.redis_client import RedisClient
 from channels.throttle import InProcessLimiter
 from domain.accounts import Accounts
 from domain.catalogue import COMMANDS, TIMERS
@@ -30,6 +39,7 @@ from domain.commands import Desk
 from domain.credentials import Credentials
 from domain.errors import Unavailable
 from domain.limits import LimitPolicy, Rate
+from domain.log import Entry, EventLog
 from domain.policy import Policy
 from domain.second_factor import SecondFactor
 from domain.sign_ins import IdentityPorts, SessionPolicy, SignIns
@@ -44,7 +54,8 @@ from persistence.vault import DatabaseVault
 from server import specs
 from server.aws import Aws, AwsOptions
 from server.clock import SystemClock
-from server.http import Surface, middleware
+from server.diagnosis import database_trouble
+from server.http import Check, Surface, middleware
 from server.keys import KeyKeeper
 from server.live import (
     DatabaseAccess,
@@ -58,6 +69,7 @@ from server.live import (
 from server.messengers import AwsPost, LocalPost, QueuedMessenger
 from server.one_time_codes import TimeBasedCodes
 from server.passwords import Passwords
+from server.readings import Readings
 from server.secrets_at_rest import master_key_of
 from server.security_events import KINDS, LoggedSecurityEvents
 from server.settings import Settings
@@ -68,6 +80,12 @@ from server.workers import HubAudit, OutboxWatch, Pruner, SocketSweep, TimerWork
 
 log = logger(__name__)
 
+SEQUENCING_LATE_SECONDS = 10.0
+"""A sequencer that died is replaced within five seconds; an event that waits for longer is a sign of trouble."""
+
+NUDGE = "nudge"
+"""What nodes tell the one that sequences: events were committed."""
+
 
 def database_options(settings: Settings) -> DatabaseOptions:
     """How the database of these settings is reached."""
@@ -75,9 +93,20 @@ def database_options(settings: Settings) -> DatabaseOptions:
     return DatabaseOptions(
         pool_size=settings.database_pool_size,
         transaction_timeout_seconds=settings.database_timeout_seconds,
+        statement_timeout_seconds=settings.database_timeout_seconds,
         tls=settings.database_tls,
         tls_ca_file=Path(ca_file) if ca_file else None,
     )
+
+
+async def check_schema(database: Database) -> None:
+    """Make sure that the database is at the migration this version needs.
+
+    Raises:
+        Unavailable: it is not, or is away.
+    """
+    if not await is_current(database):
+        raise Unavailable("The database schema is not up to date: run `fixnado migrate`.")
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -136,13 +165,15 @@ class Application:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.node_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
+        # Nobody else can hold an embedded database's leases, so a restart need not wait for them to run out.
+        self.holder = "embedded" if settings.embedded else self.node_id
         clock = SystemClock()
         self.metrics = Metrics(methods=COMMANDS, close_codes=list(CloseCode), security_kinds=KINDS)
         self.workers = Workers()
 
         # What survives.
         self.database = Database(settings.database_url, database_options(settings))
-        self.log = SqlEventLog(self.database)
+        self.log: EventLog = SqlEventLog(self.database)
         zones = ZoneIndex()
         self.transactions: Transactions[SqlUnitOfWork] = Transactions(
             self.database, clock, Units(zones, self._timer_is_set), self._events_are_committed
@@ -162,7 +193,7 @@ class Application:
         self.vault = DatabaseVault(
             self.database, master_key_of(settings, self.aws), keep_seconds=settings.data_key_seconds
         )
-        self._keys = KeyKeeper(self.database, self.vault, self.node_id)
+        self._keys = KeyKeeper(self.database, self.vault, self.holder)
         kept_in = Path(settings.mail_directory) if settings.mail_directory else None
         self.messenger = QueuedMessenger(
             AwsPost(self.aws, settings.mail_from) if settings.mail_from else LocalPost(kept_in), self.metrics
@@ -185,8 +216,28 @@ class Application:
         self.credentials = Credentials(identity, sign_ins)
 
         # What is live.
-        self.broker = InProcessBroker()
+        limits = limits_of(settings)
+        self.broker: Broker = InProcessBroker()
+        self.redis: RedisClient | None = None
+        self._redis_was_well = False
+        self.buckets: RedisTokenBuckets | None = None
+        self.presence: RedisPresence | None = None
+        self.cache: CachedLog | None = None
+        if settings.redis_url is not None:
+            self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
+            self.redis.on_change(self._note_redis)
+            self.broker = RedisBroker(self.redis)
+            self.log = self.cache = CachedLog(self.log, self.redis)
+            self.presence = RedisPresence(self.node_id, self.broker, lambda: self._nodes())
+            self.buckets = RedisTokenBuckets(
+                self.redis,
+                limits.user_requests_per_second,
+                limits.user_burst_requests,
+                limits.user_debt_requests,
+                limits.buckets,
+            )
         doorman = TokenDoorman(self.tokens, self.accounts)
+        connections = ProviderConnections(self.desk, self.node_id, clock)
         self.realtime = Realtime(
             Ports(
                 log=self.log,
@@ -195,12 +246,14 @@ class Application:
                 doorman=doorman,
                 access=DatabaseAccess(self.database),
                 snapshots=DatabaseSnapshots(self.transactions, self.desk),
-                connections=ProviderConnections(self.desk, self.node_id, clock),
+                connections=connections,
                 acknowledgements=OfferAcknowledgements(self.desk, self.log, clock),
                 clock=clock,
             ),
-            limits_of(settings),
+            limits,
             metrics=LiveMetrics(self.metrics),
+            presence=self.presence,
+            buckets=self.buckets,
             trace=trace,
         )
         self.desk.announcer = self.realtime.announcer
@@ -208,15 +261,22 @@ class Application:
         # What works in the background.
         self.sequencer = Sequencer(
             self.database,
-            # Nobody else can be the holder of an embedded database's lease, so a restart need not wait
-            # for it to run out.
-            "embedded" if settings.embedded else self.node_id,
+            self.holder,
             route=topics.route,
             encode=protocol.encode_event,
-            publish=self.broker.publish,
+            publish=self._publish,
         )
+        self.follower: Follower | None = None
+        if isinstance(self.broker, RedisBroker):
+            self.follower = Follower(
+                self.node_id,
+                self.realtime.hub,
+                self.log,
+                self.broker,
+                lambda: {0} if self.sequencer.leading else (),
+            )
         self.timers = TimerWorker(self.desk, self.transactions, clock, TIMERS)
-        self._sweep = SocketSweep(self.desk, self.node_id, clock)
+        self._sweep = SocketSweep(self.desk, self.node_id, clock, connections.catch_up)
         self._pruner = Pruner(
             self.database,
             clock,
@@ -225,6 +285,16 @@ class Application:
             key_hours=settings.idempotency_hours,
         )
         self._outbox_watch = OutboxWatch(self.database, self.sequencer, self.metrics)
+
+        self.metrics.registry.register(
+            Readings(
+                database=self.database,
+                sequencer=self.sequencer,
+                follower=self.follower,
+                redis=self.redis,
+                cache=self.cache,
+            )
+        )
 
         # What faces the network.
         self.surface = Surface(
@@ -246,13 +316,19 @@ class Application:
             middleware=middleware(self.settings.allowed_origins, self.settings.trusted_proxies),
         )
         policy = DoorPolicy(
-            allowed_origins=frozenset(self.settings.allowed_origins)
-            | frozenset(filter(None, [self.settings.public_url])),
+            allowed_origins=self._origins(),
             trusted_proxies=self.settings.trusted_proxies,
             max_sockets=self.settings.max_sockets,
             max_sockets_per_address=self.settings.max_sockets_per_ip,
         )
         return WithSocket(app, SocketEndpoint(self.realtime, policy))
+
+    def _origins(self) -> frozenset[str]:
+        origins = set(self.settings.allowed_origins)
+        if self.settings.public_url:
+            public = urlsplit(self.settings.public_url)
+            origins.add(f"{public.scheme}://{public.netloc}")
+        return frozenset(origins)
 
     async def start(self) -> None:
         """Everything runs when this returns.
@@ -260,18 +336,30 @@ class Application:
         Raises:
             Unavailable: the database is away, or its schema is not the one this version needs.
         """
-        await self._check_schema()
+        await self.check_schema()
         try:
             await self.vault.check()
         except Unavailable as error:
             raise Unavailable("The master key that stored secrets are encrypted under cannot be used now.") from error
         self._use_keys(await self._keys.ring())
+        if self.redis is not None:
+            # The epoch of `control` is different for every database, so nodes of two that share a Redis never meet.
+            await self.redis.start((await self.log.heads([topics.CONTROL]))[topics.CONTROL].epoch)
         await self.realtime.start()
+        if isinstance(self.broker, RedisBroker):
+            await self.broker.hear(NUDGE, lambda _: self.sequencer.nudge())
+        if self.presence is not None:
+            await self.presence.start(NodePresence(self.realtime.hub))
+        if self.buckets is not None:
+            await self.buckets.start()
+        if self.follower is not None:
+            self.workers.start("follower", self.follower.run)
+        else:
+            self.workers.start("audit", HubAudit(self.realtime.hub).run)
         self.workers.start("sequencer", self.sequencer.run)
         self.workers.start("timers", self.timers.run)
         self.workers.start("sockets", self._sweep.run)
         self.workers.start("pruner", self._pruner.run)
-        self.workers.start("audit", HubAudit(self.realtime.hub).run)
         self.workers.start("outbox-watch", self._outbox_watch.run)
         self.workers.start("signing-keys", partial(self._keys.follow, use=self._use_keys))
         self.workers.start("messenger", self.messenger.run)
@@ -281,6 +369,12 @@ class Application:
         """Ends what :meth:`start` began, last first."""
         await self.realtime.stop()
         await self.workers.stop()
+        if self.presence is not None:
+            await self.presence.stop()
+        if self.buckets is not None:
+            await self.buckets.stop()
+        if self.redis is not None:
+            await self.redis.stop()
         self.passwords.close()
         self.aws.close()
         await self.database.close()
@@ -289,22 +383,69 @@ class Application:
         """Sends the sockets away before the process ends; see :meth:`channels.realtime.Realtime.drain`."""
         await self.realtime.drain(self.settings.drain_seconds, self.settings.shutdown_deadline_seconds)
 
-    def checks(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+    def checks(self) -> Mapping[str, Check]:
         """What readiness asks, by name."""
-        return {"database": self.database.ping, "schema": self._check_schema, "broker": self._check_broker}
+        return {
+            "database": self._check_database,
+            "schema": self.check_schema,
+            "broker": self._check_broker,
+            "sequencing": self._check_sequencing,
+        }
+
+    async def check_schema(self) -> None:
+        """See :func:`check_schema`."""
+        await check_schema(self.database)
 
     def _use_keys(self, ring: KeyRing) -> None:
         self.tokens.ring = ring
 
-    async def _check_schema(self) -> None:
-        if not await is_current(self.database):
-            raise Unavailable("The database schema is not up to date: run `fixnado migrate`.")
+    async def _check_database(self) -> None:
+        try:
+            await self.database.ping()
+        except Unavailable as error:
+            raise Unavailable(database_trouble(error, self.settings)) from error
 
-    async def _check_broker(self) -> None:
-        """The in-process broker lives as long as the process."""
+    async def _check_broker(self) -> str | None:
+        """Redis may be away: then events come from the log, a little later, and the node is as ready as before.
+
+        One that will never do keeps a new node out of service, so that a rollout with a wrong setting stops by itself.
+        A node that was well once stays: were all to leave because a certificate ran out, nobody would serve.
+        """
+        if self.redis is None or self.follower is None:
+            return None
+        if self.follower.state is State.BLIND:
+            why = self.redis.problem or "heartbeats are overdue"
+            raise Unavailable(f"{why}; and events cannot be read from the database either")
+        if not self._redis_was_well and (self.redis.misconfigured or self.redis.problem is None):
+            raise Unavailable(self.redis.problem or "the first attempt to reach Redis has not ended yet")
+        if self.redis.problem is not None:
+            return f"tailing: {self.redis.problem}; events come from the database, a little later"
+        if self.follower.state is State.TAILING:
+            return "tailing: heartbeats are overdue; events come from the database, a little later"
+        return None
+
+    async def _check_sequencing(self) -> str | None:
+        waiting = self._outbox_watch.oldest_seconds
+        if waiting > SEQUENCING_LATE_SECONDS:
+            return f"the oldest event has waited for {waiting:.0f} s to be sequenced"
+        return None
+
+    def _note_redis(self) -> None:
+        self._redis_was_well = self._redis_was_well or (self.redis is not None and self.redis.connected)
+
+    async def _publish(self, entries: Sequence[Entry]) -> None:
+        await self.broker.publish(entries)
+        if self.cache is not None:
+            self.cache.add(entries)
+
+    def _nodes(self) -> Collection[str]:
+        return () if self.follower is None else self.follower.nodes
 
     def _events_are_committed(self) -> None:
         self.sequencer.nudge()
+        if isinstance(self.broker, RedisBroker) and not self.sequencer.leading:
+            # The node that sequences is another one, and would find the events at its next poll only.
+            self.broker.tell(NUDGE, b"")
 
     def _timer_is_set(self, due_at: datetime) -> None:
         self.timers.note(due_at)

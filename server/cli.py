@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, NoReturn
 
@@ -20,11 +21,15 @@ from domain.credentials import Credentials
 from domain.errors import FixnadoError, Unavailable
 from domain.identity import Role
 from domain.types import Origin
+from persistence.database import Database
+from persistence.leases import Leases
+from persistence.log import renew_epochs as restore_epochs
 from persistence.migrate import upgrade
 from persistence.vault import WrongMasterKey
 from server import demo as demo_market
 from server import serving, specs
-from server.app import Application, database_options
+from server.app import Application, check_schema, database_options
+from server.diagnosis import database_explained
 from server.key_commands import key_commands
 from server.robot import RobotError
 from server.settings import Settings, SettingsError
@@ -41,6 +46,8 @@ cli = typer.Typer(
 )
 users = typer.Typer(help="Accounts.", no_args_is_help=True)
 cli.add_typer(users, name="user")
+epochs = typer.Typer(help="The numbering of events.", no_args_is_help=True)
+cli.add_typer(epochs, name="epochs")
 console = Console()
 errors = Console(stderr=True)
 
@@ -52,8 +59,6 @@ NEW_USER_PASSWORD = "FIXNADO_NEW_USER_PASSWORD"  # noqa: S105 — the name of a 
 WATCH_PASSWORD = "FIXNADO_WATCH_PASSWORD"  # noqa: S105 — as above
 """Options of commands rather than settings of the server."""
 
-DATABASE_AWAY = "the database does not answer; FIXNADO_DATABASE_URL says where it is looked for"
-
 
 def main() -> None:
     """Entry point: whatever goes wrong is one line for a person, never a traceback."""
@@ -61,9 +66,6 @@ def main() -> None:
         cli()
     except (SettingsError, serving.CannotServe, RobotError, WrongMasterKey) as error:
         _fail(str(error))
-    except Unavailable as error:
-        # The general message is for clients of the API; at the command line it is the operator who reads.
-        _fail(error.message if error.message != Unavailable.default_message else DATABASE_AWAY)
     except FixnadoError as error:
         _fail(error.message)
     except OSError as error:
@@ -97,15 +99,15 @@ def demo(
     traffic: Annotated[float, typer.Option(help="Simulated bookings a minute.", min=0, max=6000)] = 0,
 ) -> None:
     """Serve with a small marketplace to try: accounts, a zone, and traffic if you like."""
+    serving.run(_settings(host=host, port=port, workers=workers), partial(_prepare_demo, traffic), migrate=True)
 
-    async def prepare(app: Application, address: str) -> None:
-        await demo_market.seed(app)
-        _welcome(address, traffic)
-        if traffic:
-            crowd = await demo_market.seed_crowd(app, firms_for(traffic))
-            app.workers.start("traffic", partial(simulate, address, crowd, traffic))
 
-    serving.run(_settings(host=host, port=port, workers=workers), prepare, migrate=True)
+async def _prepare_demo(traffic: float, app: Application, address: str) -> None:
+    await demo_market.seed(app)
+    _welcome(address, traffic)
+    if traffic:
+        crowd = await demo_market.seed_crowd(app, firms_for(traffic))
+        app.workers.start("traffic", partial(simulate, address, crowd, traffic))
 
 
 def _welcome(address: str, traffic: float) -> None:
@@ -137,7 +139,7 @@ def migrate() -> None:
         applied.append(step)
         console.print(f"  applied {step}", highlight=False)
 
-    with console.status("Migrating …"):
+    with console.status("Migrating …"), database_explained(settings):
         asyncio.run(upgrade(settings.database_url, database_options(settings), progress))
     console.print(f"Done: {len(applied)} applied." if applied else "The schema is up to date.")
 
@@ -159,10 +161,12 @@ def add_user(
     if not 12 <= len(password) <= 128:
         _fail("a password has 12 to 128 characters")
 
+    settings = _settings()
+
     async def add() -> str:
-        app = Application(_settings())
+        app = Application(settings)
         try:
-            await app.checks()["schema"]()
+            await app.check_schema()
             made = await app.accounts.add(
                 address, password, name or address.partition("@")[0], frozenset({role}), Origin("cli")
             )
@@ -171,7 +175,39 @@ def add_user(
             await app.database.close()
             app.passwords.close()
 
-    console.print(f"Added {address} as {role.value}: {asyncio.run(add())}", highlight=False)
+    with database_explained(settings):
+        user_id = asyncio.run(add())
+    console.print(f"Added {address} as {role.value}: {user_id}", highlight=False)
+
+
+@epochs.command("renew")
+def renew_epochs(
+    confirmed: Annotated[bool, typer.Option("--yes", help="Do not ask whether every node is stopped.")] = False,
+) -> None:
+    """After restoring a backup, before any node starts: make every client ask for a fresh snapshot.
+
+    A restored database gives out offsets a second time. Under new epochs no client takes them for what it has.
+    """
+    settings = _settings()
+    if not confirmed:
+        typer.confirm("Is every node stopped, and the database restored?", abort=True)
+
+    async def renew() -> int:
+        # One transaction over every channel there is: as long as it takes.
+        patient = replace(database_options(settings), transaction_timeout_seconds=3600, statement_timeout_seconds=None)
+        database = Database(settings.database_url, patient)
+        try:
+            await check_schema(database)
+            holders = set((await Leases(database).held()).values())
+            if holders:
+                raise Unavailable(f"a node still runs ({', '.join(sorted(holders))}): stop every node first")
+            return await restore_epochs(database)
+        finally:
+            await database.close()
+
+    with database_explained(settings):
+        channels = asyncio.run(renew())
+    console.print(f"Done: {channels} channels have new epochs. Nodes may start.", highlight=False)
 
 
 @users.command()

@@ -75,7 +75,7 @@ _FIRMS = (
 async def seed(app: Application) -> None:
     """Makes the demo's zone, services and accounts where they are missing."""
     origin = Origin("demo-seed")
-    async with turn(app.database, "demo-seed", app.node_id):
+    async with turn(app.database, "demo-seed", app.holder):
         await app.transactions.write(_seed_market, origin)
         await _add_person(app.accounts, CUSTOMER, "Casey Jones", Role.CUSTOMER, origin)
         await _add_person(app.accounts, ADMIN, "Ada Admin", Role.ADMIN, origin)
@@ -87,7 +87,7 @@ async def seed_crowd(app: Application, firms: int) -> Crowd:
     """Makes simulated people beside the demo's accounts, so that traffic does not act in anybody's name."""
     origin = Origin("demo-seed")
     crowd = Crowd("crowd-customer@demo.test", tuple(f"crowd-provider{number}@demo.test" for number in range(firms)))
-    async with turn(app.database, "demo-seed", app.node_id):
+    async with turn(app.database, "demo-seed", app.holder):
         await _add_person(app.accounts, crowd.customer, "Simulated customer", Role.CUSTOMER, origin)
         for number, email in enumerate(crowd.providers):
             # Spread over the zone, the way sunflower seeds are: the golden angle keeps them apart.

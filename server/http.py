@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -33,6 +33,7 @@ from domain.errors import FixnadoError, InvalidParams, NotAuthenticated
 from domain.identity import Actor
 from domain.second_factor import SecondFactor
 from domain.types import JSON, Origin, Point
+from server.forwarded import Forwarded, Network
 from server.operations import OPERATIONS, Call, Operation
 from server.telemetry import (
     METRICS_CONTENT_TYPE,
@@ -43,7 +44,6 @@ from server.telemetry import (
     sane_traceparent,
 )
 from server.tokens import Tokens
-from server.websocket import Forwarded, Network
 
 log = logger(__name__)
 
@@ -62,8 +62,19 @@ SECURITY_HEADERS = (
     ),
 )
 
-Check = Callable[[], Awaitable[None]]
-"""Raises when a dependency is not well."""
+Check = Callable[[], Awaitable[str | None]]
+"""Raises when the process cannot do its work without a dependency. A text says why it does it in a worse way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How a dependency is: ``ok``, ``degraded`` (still serving, and why not as it should), or ``failing``."""
+
+    status: Literal["ok", "degraded", "failing"]
+    why: str | None = None
+
+    def shape(self) -> JSON:
+        return {"status": self.status} if self.why is None else {"status": self.status, "why": self.why}
 
 
 class BadRequest(FixnadoError):
@@ -207,28 +218,24 @@ class Surface:
         return json_response({"status": "live"})
 
     async def _ready(self, _: Request) -> Response:
-        names = list(self.checks)
-        outcomes = await asyncio.gather(*(self._check(self.checks[name]) for name in names))
-        dependencies = {
-            name: {"status": "ok"} if problem is None else {"status": "failing", "why": problem}
-            for name, problem in zip(names, outcomes, strict=True)
-        }
-        well = all(problem is None for problem in outcomes)
+        found = await asyncio.gather(*map(self._check, self.checks.values()))
+        dependencies = {name: finding.shape() for name, finding in zip(self.checks, found, strict=True)}
+        well = all(finding.status != "failing" for finding in found)
         shape = {"status": "ready" if well else "not_ready", "dependencies": dependencies}
         return json_response(shape, 200 if well else 503)
 
-    async def _check(self, check: Check) -> str | None:
+    async def _check(self, check: Check) -> Finding:
         try:
             async with asyncio.timeout(self.check_timeout_seconds):
-                await check()
+                why = await check()
         except TimeoutError:
-            return f"no answer in {self.check_timeout_seconds:g} s"
+            return Finding("failing", f"no answer in {self.check_timeout_seconds:g} s")
         except FixnadoError as error:
-            return error.message
+            return Finding("failing", error.message)
         except Exception:
             log.exception("health_check_failed")
-            return "the check failed; the log says why"
-        return None
+            return Finding("failing", "the check failed; the log says why")
+        return Finding("ok") if why is None else Finding("degraded", why)
 
     async def _metrics(self, _: Request) -> Response:
         return Response(self.metrics.render(), media_type=METRICS_CONTENT_TYPE)

@@ -6,13 +6,16 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import uvicorn
 import uvloop
 
 from persistence.migrate import upgrade
 from server.app import Application, database_options
+from server.diagnosis import database_explained
+from server.processes import Processes, Worker, WorkersFailed, own_listeners
 from server.settings import Settings
 from server.telemetry import configure_logging, logger
 from server.uvicorn_protocol import DrainingServer, server_options
@@ -43,7 +46,27 @@ def run(settings: Settings, prepare: Prepare | None = None, *, migrate: bool = F
     """
     configure_logging(settings.log_format, settings.log_level)
     listener = _listen(settings.host, settings.port)
-    uvloop.run(_serve(settings, listener, prepare, migrate=migrate or settings.embedded))
+    if settings.workers == 1:
+        uvloop.run(_serve(settings, [listener], prepare, migrate=migrate or settings.embedded))
+        return
+    if migrate:
+        with database_explained(settings):
+            asyncio.run(upgrade(settings.database_url, database_options(settings)))
+    try:
+        own = own_listeners(settings.host, settings.port, settings.workers)
+        # As long as one process may take, and a moment to start up or tear down.
+        stop_seconds = 2 * settings.shutdown_deadline_seconds + 5.0
+        Processes(partial(_work, settings, prepare), listener, own, stop_seconds=stop_seconds).run()
+    except WorkersFailed as error:
+        raise CannotServe(str(error)) from None
+
+
+def _work(settings: Settings, prepare: Prepare | None, worker: Worker) -> None:
+    """One of several processes."""
+    configure_logging(settings.log_format, settings.log_level)
+    uvloop.run(
+        _serve(settings, worker.listeners, prepare if worker.number == 1 else None, migrate=False, ready=worker.ready)
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -58,24 +81,31 @@ def _listen(host: str, port: int) -> socket.socket:
 
 async def _serve(
     settings: Settings,
-    listener: socket.socket,
+    listeners: Sequence[socket.socket],
     prepare: Prepare | None,
     *,
     migrate: bool,
+    ready: Callable[[], None] = lambda: None,
 ) -> None:
     if migrate:
-        await upgrade(settings.database_url, database_options(settings))
+        with database_explained(settings):
+            await upgrade(settings.database_url, database_options(settings))
     app = Application(settings)
     try:
-        await app.start()
+        with database_explained(settings):
+            await app.start()
         if prepare is not None:
-            host, port = listener.getsockname()[:2]
+            host, port = listeners[0].getsockname()[:2]
             await prepare(app, f"http://{f'[{host}]' if ':' in host else host}:{port}")
-        config = uvicorn.Config(app.asgi, lifespan="off", log_config=None, backlog=BACKLOG, **server_options())
+        options = server_options(
+            header_seconds=settings.handshake_deadline_seconds, max_frame_bytes=settings.max_frame_bytes
+        )
+        config = uvicorn.Config(app.asgi, lifespan="off", log_config=None, backlog=BACKLOG, **options)
         # uvicorn raises the signal that stopped it once more, at its very end. By default that would end the process
         # there and then: with nothing stopped below, and the sequencer's lease kept from the next process.
         _set_handlers(_ignore)
-        await DrainingServer(config, app.drain).serve(sockets=[listener])
+        ready()
+        await DrainingServer(config, app.drain).serve(sockets=list(listeners))
     finally:
         _set_handlers(signal.SIG_DFL)
         async with asyncio.timeout(settings.shutdown_deadline_seconds):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -22,6 +23,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from channels.redis_address import RedisAddress
 from persistence.vault import master_key_from
 
 PREFIX = "FIXNADO_"
@@ -104,7 +106,7 @@ class Settings(BaseModel):
     database_ca_file: str | None = _text(
         None,
         "PEM file with the authority of MySQL's certificate; without it the system's authorities count.",
-        allowed="the path of a readable PEM file",
+        allowed="the path of a readable PEM file with a certificate",
     )
     database_pool_size: int = _count(10, "Connections to MySQL that one process keeps.", most=500)
     database_timeout_seconds: float = _number(
@@ -113,7 +115,8 @@ class Settings(BaseModel):
     redis_url: str | None = _text(
         None,
         "Redis that carries events between processes; without it everything stays in this one.",
-        allowed="redis://HOST:PORT/DATABASE, rediss://… or unix://PATH",
+        allowed="redis://HOST:PORT/DATABASE, rediss://…, unix://PATH, redis+sentinel://HOST,HOST/SERVICE or "
+        "redis+cluster://HOST,HOST",
         secret=True,
     )
 
@@ -356,15 +359,18 @@ class Settings(BaseModel):
     @field_validator("database_ca_file")
     @classmethod
     def _ca_file(cls, value: str | None) -> str | None:
-        if value is not None and not os.access(value, os.R_OK):
-            raise ValueError
+        if value is not None:
+            try:
+                ssl.create_default_context(cafile=value)
+            except OSError:  # not there, not readable, or no certificate in it
+                raise ValueError from None
         return value
 
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"rediss?://[^/]+(/\d*)?(\?.*)?|unix://.+", value):
-            raise ValueError
+        if value is not None:
+            RedisAddress.parse(value)
         return value
 
     @model_validator(mode="after")

@@ -36,7 +36,7 @@ MASK: Final = "***"
 MAX_TEXT_CHARACTERS: Final = 16_384
 """Of one value in a log line; the rest is cut."""
 
-_QUIET = ("aiosqlite", "asyncmy", "boto3", "botocore", "sqlalchemy", "urllib3", "websockets")
+_QUIET = ("aiosqlite", "alembic", "asyncmy", "boto3", "botocore", "sqlalchemy", "urllib3", "websockets")
 """Their debug lines carry parameters, frames and headers: not below warning, whatever the level of the process."""
 
 _SECRET_NAME = re.compile(
@@ -271,6 +271,11 @@ class Metrics:
         self.gaps_healed = self._counter("gaps_healed", "Gaps on a channel that were filled from the log.")
         self.outbox_oldest_seconds = self._gauge("outbox_oldest_seconds", "Age of the oldest event without an offset.")
         self.outbox_rows = self._gauge("outbox_rows", "Events without an offset yet.")
+        self.outbox_parked_rows = self._gauge("outbox_parked_rows", "Poison events that an operator has to look at.")
+        self.timers_overdue = self._gauge("timers_overdue", "Timers that should have been handled by now.")
+        self.timers_oldest_overdue_seconds = self._gauge(
+            "timers_oldest_overdue_seconds", "How late the timer is that has been due for longest."
+        )
         self.commit_to_write_seconds = self._histogram(
             "commit_to_write_seconds",
             "From an event's time, taken when its transaction began, to the write on this node's sockets.",

@@ -25,7 +25,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -130,7 +130,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self.conn.logger = _WIRE_LOGGER
         self.conn.debug = False
         # Whatever the configuration says: a frame beyond this is refused by its header, and nothing is ever inflated.
-        self.conn.max_message_size = MAX_FRAME_BYTES
+        self.conn.max_message_size = config.ws_max_size
         self.conn.available_extensions = None
         self.receiver: Receiver | None = None
         self._gone: Callable[[], None] | None = None
@@ -166,9 +166,11 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             if not self.handshake_complete and self.initial_response is None:
                 logger.error("the application returned without an answer to the handshake")
                 self.send_500_response()
-        if self.receiver is None:
+        closing_politely = self.close_sent and self.initial_response is None
+        if self.receiver is None and not closing_politely:
             self._finish()
         else:
+            # Also while our close frame waits for the peer's: ending at once could take the frame along.
             self._drop_leftovers()
 
     def _drop_leftovers(self) -> None:
@@ -354,7 +356,13 @@ def _no_queue() -> _NoQueue:
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """HTTP/1.1 with a deadline and a bound for headers."""
+    """HTTP/1.1 with a deadline and a bound for headers.
+
+    Attributes:
+        header_seconds: the deadline; :func:`server_options` sets it.
+    """
+
+    header_seconds: ClassVar[float] = HEADER_SECONDS
 
     def __init__(
         self,
@@ -403,7 +411,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _expect_headers(self) -> None:
         if self._header_timer is None:
             self._header_bytes = 0
-            self._header_timer = self.loop.call_later(HEADER_SECONDS, self._abort)
+            self._header_timer = self.loop.call_later(self.header_seconds, self._abort)
 
     def _abort(self) -> None:
         self._header_timer = None
@@ -441,16 +449,23 @@ class DrainingServer(Server):
         await super().shutdown(sockets)
 
 
-def server_options(*, shutdown_seconds: int = 5) -> dict[str, Any]:
+def server_options(
+    *,
+    shutdown_seconds: int = 5,
+    header_seconds: float = HEADER_SECONDS,
+    max_frame_bytes: int = MAX_FRAME_BYTES,
+) -> dict[str, Any]:
     """What :class:`uvicorn.Config` must be given for the promises above.
 
     Args:
+        header_seconds: from the first byte of a request, or of a connection, to the end of its headers.
+        max_frame_bytes: of a client's message.
         shutdown_seconds: after draining, for requests still running and sockets still closing.
     """
     return {
-        "http": HttpProtocol,
+        "http": type("ConfiguredHttpProtocol", (HttpProtocol,), {"header_seconds": header_seconds}),
         "ws": SocketProtocol,
-        "ws_max_size": MAX_FRAME_BYTES,
+        "ws_max_size": max_frame_bytes,
         "ws_per_message_deflate": False,
         "ws_ping_interval": None,
         # Forwarded headers are read by server.websocket, from configured proxies only.

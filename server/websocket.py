@@ -10,16 +10,18 @@ Cookies are not looked at: who a client is, it says in ``session.connect``.
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
 from channels.protocol import SUBPROTOCOL, CloseCode
 from channels.realtime import Realtime
+from domain.errors import FixnadoError, TooManyRequests
+from server.forwarded import Forwarded, Network, header_values, parse_ip
+from server.http import NoSuchPage, problem
+from server.telemetry import sane_correlation_id
 from server.uvicorn_protocol import TRANSPORT, LentTransport
 
 Scope = MutableMapping[str, Any]
@@ -27,8 +29,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 RETRY_AFTER_SECONDS = 5
 
@@ -40,13 +40,31 @@ _ORIGIN = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5})
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
-def networks(proxies: Iterable[str]) -> tuple[Network, ...]:
-    """Addresses and CIDR blocks of trusted proxies.
+class TokenInUrl(FixnadoError):
+    """URLs end up in logs and histories."""
 
-    Raises:
-        ValueError: one of them is neither.
-    """
-    return tuple(ipaddress.ip_network(proxy) for proxy in proxies)
+    type = "token_in_url"
+    status = 400
+    code = -32600
+    default_message = "A token never goes into a URL: send it in session.connect."
+
+
+class ForeignOrigin(FixnadoError):
+    """A page of another site may not open a socket in a visitor's name."""
+
+    type = "foreign_origin"
+    status = 403
+    code = -32003
+    default_message = "This origin may not open a socket."
+
+
+class NoRoom(FixnadoError):
+    """This node takes no more sockets now; another may."""
+
+    type = "no_room"
+    status = 503
+    retryable = True
+    default_message = "Too many sockets are open."
 
 
 def normal_origin(origin: str) -> str | None:
@@ -77,46 +95,6 @@ class DoorPolicy:
     max_sockets_per_address: int = 200
 
 
-class Forwarded:
-    """Reads who a request comes from, through configured proxies and no others."""
-
-    def __init__(self, trusted_proxies: tuple[Network, ...]) -> None:
-        self._trusted = trusted_proxies
-
-    def _is_trusted(self, address: str) -> bool:
-        ip = _ip(address)
-        return ip is not None and any(ip in network for network in self._trusted)
-
-    def is_behind_proxy(self, scope: Scope) -> bool:
-        """Whether the connection comes from a trusted proxy, whose own headers count."""
-        return bool(self._trusted) and self._is_trusted(_peer(scope))
-
-    def client(self, scope: Scope) -> str:
-        """The client's address: the last one in ``X-Forwarded-For`` that is not a trusted proxy, read from the
-        right.
-        """
-        address = _peer(scope)
-        if not self._trusted or not self._is_trusted(address):
-            return address
-        hops = [hop.strip() for value in _headers(scope, b"x-forwarded-for") for hop in value.split(",")]
-        for hop in reversed(hops):
-            if _ip(hop) is None:
-                break
-            address = hop
-            if not self._is_trusted(hop):
-                break
-        return address
-
-    def scheme(self, scope: Scope) -> str:
-        """``http`` or ``https``, as the client sees it."""
-        scheme = "https" if scope.get("scheme") in ("wss", "https") else "http"
-        if self._trusted and self._is_trusted(_peer(scope)):
-            forwarded = [value.strip().lower() for value in _headers(scope, b"x-forwarded-proto")]
-            if forwarded in (["http"], ["https"], ["ws"], ["wss"]):
-                scheme = "https" if forwarded[0] in ("https", "wss") else "http"
-        return scheme
-
-
 class Slots:
     """Counts open sockets, in all and by address."""
 
@@ -125,12 +103,12 @@ class Slots:
         self._by_address: dict[str, int] = {}
         self.taken = 0
 
-    def refusal(self, address: str) -> HTTPStatus | None:
+    def refusal(self, address: str) -> FixnadoError | None:
         """Why there is no slot for this address, if there is none."""
         if self.taken >= self._policy.max_sockets:
-            return HTTPStatus.SERVICE_UNAVAILABLE
+            return NoRoom(retry_after_seconds=RETRY_AFTER_SECONDS)
         if self._by_address.get(_block(address), 0) >= self._policy.max_sockets_per_address:
-            return HTTPStatus.TOO_MANY_REQUESTS
+            return TooManyRequests(RETRY_AFTER_SECONDS, "Too many sockets are open from this address.")
         return None
 
     def take(self, address: str) -> Callable[[], None]:
@@ -162,8 +140,7 @@ class SocketEndpoint:
         address = self._forwarded.client(scope)
         refusal = self._refusal(scope, address)
         if refusal is not None:
-            status, why = refusal
-            await refuse(send, status, why)
+            await refuse(scope, send, refusal)
             return
         transport: LentTransport = scope["extensions"][TRANSPORT]
         free = self.slots.take(address)
@@ -179,27 +156,24 @@ class SocketEndpoint:
         if not wanted:
             session.close(CloseCode.UNSUPPORTED_SUBPROTOCOL)
 
-    def _refusal(self, scope: Scope, address: str) -> tuple[HTTPStatus, str] | None:
+    def _refusal(self, scope: Scope, address: str) -> FixnadoError | None:
         if _has_secret(scope["query_string"]):
-            return HTTPStatus.BAD_REQUEST, "A token never goes into a URL: send it in session.connect."
+            return TokenInUrl()
         if not self._origin_is_fine(scope):
-            return HTTPStatus.FORBIDDEN, "This origin may not open a socket."
+            return ForeignOrigin()
         if self._realtime.draining:
-            return HTTPStatus.SERVICE_UNAVAILABLE, "The server is going away. Try again."
-        no_slot = self.slots.refusal(address)
-        if no_slot is not None:
-            return no_slot, "Too many sockets are open."
-        return None
+            return NoRoom("The server is going away. Try again.", retry_after_seconds=RETRY_AFTER_SECONDS)
+        return self.slots.refusal(address)
 
     def _origin_is_fine(self, scope: Scope) -> bool:
-        origins = _headers(scope, b"origin")
+        origins = header_values(scope, b"origin")
         if not origins:
             # No browser: they always send one, and scripts cannot take it away.
             return True
         origin = normal_origin(origins[0]) if len(origins) == 1 else None
         if origin is None:
             return False
-        hosts = _headers(scope, b"host")
+        hosts = header_values(scope, b"host")
         own = normal_origin(f"{self._forwarded.scheme(scope)}://{hosts[0]}") if len(hosts) == 1 else None
         return origin == own or origin in self._allowed
 
@@ -219,21 +193,17 @@ class WithSocket:
             await self._endpoint(scope, receive, send)
         else:
             await receive()
-            await refuse(send, HTTPStatus.NOT_FOUND, "There is no socket here.")
+            await refuse(scope, send, NoSuchPage("There is no socket here."))
 
 
-async def refuse(send: Send, status: HTTPStatus, why: str) -> None:
+async def refuse(scope: Scope, send: Send, error: FixnadoError) -> None:
     """Answer a handshake with a problem document (RFC 9457) in place of the upgrade."""
-    problem = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": why}
-    headers = [(b"content-type", b"application/problem+json"), (b"cache-control", b"no-store")]
-    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
-        headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
-    await send({"type": "websocket.http.response.start", "status": status.value, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": json.dumps(problem).encode()})
-
-
-def _headers(scope: Scope, name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
+    given = header_values(scope, b"x-correlation-id")
+    correlation_id = sane_correlation_id(given[0] if len(given) == 1 else None)
+    answer = problem(error, correlation_id)
+    headers = [*answer.raw_headers, (b"x-correlation-id", correlation_id.encode())]
+    await send({"type": "websocket.http.response.start", "status": answer.status_code, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": answer.body})
 
 
 def _has_secret(query: bytes) -> bool:
@@ -243,24 +213,9 @@ def _has_secret(query: bytes) -> bool:
     return any(name.lower() in _SECRET_PARAMETERS or _LOOKS_LIKE_A_JWT.search(value) for name, value in pairs)
 
 
-def _peer(scope: Scope) -> str:
-    client = scope.get("client")
-    return str(client[0]) if client else ""
-
-
-def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return None
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        return ip.ipv4_mapped
-    return ip
-
-
 def _block(address: str) -> str:
     """What one subscriber line has: an IPv4 address, or an IPv6 /64."""
-    ip = _ip(address)
+    ip = parse_ip(address)
     if isinstance(ip, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((ip, 64), strict=False))
     return address if ip is None else str(ip)

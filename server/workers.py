@@ -19,7 +19,6 @@ from channels.hub import Hub
 from domain import availability
 from domain.commands import Desk
 from domain.context import Context
-from domain.errors import Unavailable
 from domain.ports import Clock, Timer
 from domain.types import JSON, Origin, new_id
 from persistence.database import Database
@@ -29,6 +28,7 @@ from persistence.outbox import outbox_stats
 from persistence.repositories import SqlUnitOfWork
 from persistence.repositories.identity import prune_challenges
 from persistence.sequencer import Sequencer, SequencerCounts
+from persistence.timers import overdue_timers
 from persistence.unit_of_work import Transactions
 from server.telemetry import Metrics, correlated, logger
 
@@ -62,6 +62,7 @@ class Workers:
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=deadline_seconds)
             for task in late:
+                log.warning("worker_cancelled", worker=task.get_name())
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
@@ -153,9 +154,8 @@ class TimerWorker:
         with correlated(origin):
             try:
                 await self._desk.run_as_system(work, origin)
-            except Unavailable:
-                raise
             except Exception:
+                # When the database itself is away, putting off fails as well, and the worker starts anew with a pause.
                 log.exception("timer_failed", timers=[timer.name for timer in claimed])
                 for timer in claimed:
                     await self._transactions.write(_put_off(timer, self._clock), origin)
@@ -246,20 +246,30 @@ class HubAudit:
 
 
 class OutboxWatch:
-    """Measures how far sequencing is behind."""
+    """Measures how far sequencing and timers are behind.
+
+    Attributes:
+        oldest_seconds: age of the oldest event without an offset when last looked at.
+    """
 
     def __init__(self, database: Database, sequencer: Sequencer, metrics: Metrics, every_seconds: float = 2.0) -> None:
         self._database = database
         self._sequencer = sequencer
         self._counted = SequencerCounts()
         self._metrics = metrics
+        self.oldest_seconds = 0.0
         self._every_seconds = every_seconds
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             stats = await outbox_stats(self._database)
             self._metrics.outbox_rows.set(stats.rows)
+            self._metrics.outbox_parked_rows.set(stats.parked)
             self._metrics.outbox_oldest_seconds.set(stats.oldest_age_seconds)
+            self.oldest_seconds = stats.oldest_age_seconds
+            overdue = await overdue_timers(self._database)
+            self._metrics.timers_overdue.set(overdue.timers)
+            self._metrics.timers_oldest_overdue_seconds.set(overdue.oldest_seconds)
             self._count()
             await pause(stop, self._every_seconds)
 

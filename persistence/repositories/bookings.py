@@ -19,7 +19,7 @@ from persistence.unit_of_work import UnitOfWork
 
 _GET = select(bookings).where(bookings.c.id == bindparam("booking"))
 _LOCK = _GET.with_for_update()
-_CLASH = {on_demand: select(clash(bindparam("provider"), on_demand=on_demand)) for on_demand in (True, False)}
+_CLASH = {soon: select(clash(bindparam("provider"), soon=soon)) for soon in (True, False)}
 _UNDER_WAY = (
     select(bookings)
     .where(bookings.c.provider_id == bindparam("provider"), bookings.c.status.in_(sorted(UNDER_WAY)))
@@ -109,7 +109,8 @@ class SqlBookings:
             raise Conflict
 
     async def save_wave(self, booking: Booking) -> None:
-        await self._connection.execute(update(bookings).where(bookings.c.id == booking.id).values(wave=booking.wave))
+        values = {"wave": booking.wave} | updated(self._unit)
+        await self._connection.execute(update(bookings).where(bookings.c.id == booking.id).values(values))
 
     async def of(self, actor: Actor, status: Status | None, before: str | None, limit: int) -> Sequence[Booking]:
         query = select(bookings).order_by(bookings.c.id.desc()).limit(limit)
@@ -124,9 +125,9 @@ class SqlBookings:
             query = query.where(bookings.c.id < literal(before))
         return [_booking(row) for row in await self._connection.execute(query)]
 
-    async def clashes(self, provider_id: str, during: Interval, *, on_demand: bool, except_id: str) -> bool:
+    async def clashes(self, provider_id: str, during: Interval, *, soon: bool, except_id: str) -> bool:
         bound = {"provider": provider_id, "from_": during.start, "until": during.end, "except_": except_id}
-        return bool((await self._connection.execute(_CLASH[on_demand], bound)).scalar_one())
+        return bool((await self._connection.execute(_CLASH[soon], bound)).scalar_one())
 
     async def under_way(self, provider_id: str) -> Sequence[Booking]:
         return [_booking(row) for row in await self._connection.execute(_UNDER_WAY, {"provider": provider_id})]
@@ -142,9 +143,8 @@ class SqlBookings:
             booking_declines.c.booking_id == booking_id, booking_declines.c.provider_id == provider_id
         )
         if not (await self._connection.execute(select(there))).scalar_one():
-            await self._connection.execute(
-                insert(booking_declines), {"booking_id": booking_id, "provider_id": provider_id}
-            )
+            row = {"booking_id": booking_id, "provider_id": provider_id}
+            await self._connection.execute(insert(booking_declines), row | created(self._unit))
 
 
 def _booking(row: Row[Any]) -> Booking:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.dialects.mysql import insert as mysql_insert
@@ -16,6 +16,7 @@ from persistence.unit_of_work import UnitOfWork
 
 _GET = select(conversations.c.id, conversations.c.last_offset).where(conversations.c.id == bindparam("conversation"))
 _LOCK = _GET.with_for_update()
+_MESSAGE = [messages.c[field.name] for field in fields(Message)]
 
 _sqlite_mark = sqlite_insert(read_marks)
 _mysql_mark = mysql_insert(read_marks)
@@ -47,7 +48,7 @@ class SqlConversations:
         return None if row is None else Conversation(row.id, row.last_offset)
 
     async def append(self, message: Message) -> None:
-        await self._connection.execute(insert(messages), asdict(message))
+        await self._connection.execute(insert(messages), asdict(message) | created(self._unit))
         await self._connection.execute(
             update(conversations)
             .where(conversations.c.id == message.conversation_id)
@@ -56,7 +57,7 @@ class SqlConversations:
 
     async def page(self, conversation_id: str, before: int | None, limit: int) -> Sequence[Message]:
         query = (
-            select(messages)
+            select(*_MESSAGE)
             .where(messages.c.conversation_id == conversation_id)
             .order_by(messages.c.offset.desc())
             .limit(limit)

@@ -60,10 +60,10 @@ _HOLD = {
 }
 
 
-def clash(provider_id: ColumnElement[str], *, on_demand: bool) -> ColumnElement[bool]:
+def clash(provider_id: ColumnElement[str], *, soon: bool) -> ColumnElement[bool]:
     """Whether a provider has a confirmed job between the bind parameters ``from_`` and ``until``.
 
-    For work on demand any job under way clashes as well. ``except_`` names the booking that does not count.
+    For work that is soon any job under way clashes as well. ``except_`` names the booking that does not count.
     """
     in_the_slot = and_(
         bookings.c.status.in_(sorted(OCCUPYING)),
@@ -74,11 +74,11 @@ def clash(provider_id: ColumnElement[str], *, on_demand: bool) -> ColumnElement[
     return exists().where(
         bookings.c.provider_id == provider_id,
         bookings.c.id != bindparam("except_"),
-        or_(in_the_slot, under_way) if on_demand else in_the_slot,
+        or_(in_the_slot, under_way) if soon else in_the_slot,
     )
 
 
-def _candidates(*, on_demand: bool) -> Select[Any]:
+def _candidates(*, on_demand: bool, soon: bool) -> Select[Any]:
     jobs_today = (
         select(func.count())
         .select_from(bookings)
@@ -115,12 +115,16 @@ def _candidates(*, on_demand: bool) -> Select[Any]:
                 booking_declines.c.booking_id == bindparam("except_"),
                 booking_declines.c.provider_id == providers.c.id,
             ),
-            ~clash(providers.c.id, on_demand=on_demand),
+            ~clash(providers.c.id, soon=soon),
         )
     )
 
 
-_CANDIDATES = {on_demand: _candidates(on_demand=on_demand) for on_demand in (True, False)}
+_CANDIDATES = {
+    (on_demand, soon): _candidates(on_demand=on_demand, soon=soon)
+    for on_demand in (True, False)
+    for soon in (True, False)
+}
 
 
 class SqlMarket:
@@ -174,10 +178,10 @@ class SqlMarket:
         row = {"id": provider.id, "organisation_id": provider.organisation_id} | _provider_row(provider)
         await self._connection.execute(insert(providers), row | created(self._unit))
         if skills:
-            rows = [{"provider_id": provider.id, "service_id": skill} for skill in skills]
+            rows = [{"provider_id": provider.id, "service_id": skill} | created(self._unit) for skill in skills]
             await self._connection.execute(insert(provider_skills), rows)
         if zones:
-            rows = [{"provider_id": provider.id, "zone_id": zone} for zone in zones]
+            rows = [{"provider_id": provider.id, "zone_id": zone} | created(self._unit) for zone in zones]
             await self._connection.execute(insert(provider_zones), rows)
 
     async def provider(self, provider_id: str) -> Provider | None:
@@ -196,10 +200,10 @@ class SqlMarket:
             update(providers).where(providers.c.id == provider.id).values(_provider_row(provider) | updated(self._unit))
         )
 
-    async def candidates(self, booking: Booking, during: Interval) -> Sequence[Candidate]:
+    async def candidates(self, booking: Booking, during: Interval, *, soon: bool) -> Sequence[Candidate]:
         day = during.start.replace(hour=0, minute=0, second=0, microsecond=0)
         rows = await self._connection.execute(
-            _CANDIDATES[booking.kind is Kind.ON_DEMAND],
+            _CANDIDATES[booking.kind is Kind.ON_DEMAND, soon],
             {
                 "service": booking.service_id,
                 "zone": booking.zone_id,

@@ -22,6 +22,9 @@ _LIVE_OF_BOOKING = (
 )
 """Read under the booking's lock, which is the lock of its offers too."""
 
+_ACCEPTED_OF_BOOKING = select(offers).where(
+    offers.c.booking_id == bindparam("booking"), offers.c.status == OfferStatus.ACCEPTED.value
+)
 _CLOSE = (
     update(offers)
     .where(offers.c.id == bindparam("offer"))
@@ -54,6 +57,9 @@ class SqlOffers:
 
     async def live_of_booking(self, booking_id: str) -> Sequence[Offer]:
         return [_offer(row) for row in await self._connection.execute(_LIVE_OF_BOOKING, {"booking": booking_id})]
+
+    async def accepted_of_booking(self, booking_id: str) -> Sequence[Offer]:
+        return [_offer(row) for row in await self._connection.execute(_ACCEPTED_OF_BOOKING, {"booking": booking_id})]
 
     async def live_of_providers(self, provider_ids: Collection[str], now: datetime) -> Sequence[Offer]:
         rows = await self._connection.execute(

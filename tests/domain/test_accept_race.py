@@ -38,6 +38,7 @@ async def test_of_fifty_who_accept_at_once_one_wins_and_all_others_are_told_offe
     offer_of = {row.provider_id: row.id for row in await market.offers(booking_id)}
     assert len(offer_of) == N
     keys = {firm.provider_id: market.key() for firm in firms}
+    await market.warm()
     outcomes = await asyncio.gather(
         *(attempt(market, firm, offer_of[firm.provider_id], key=keys[firm.provider_id]) for firm in firms)
     )
@@ -67,6 +68,7 @@ async def test_provider_that_accepts_two_jobs_at_once_gets_one(market: Marketpla
     customer, firm = await market.customer(), await market.firm()
     booked = [await market.book(customer) for _ in range(6)]
     offer_ids = [await market.offer_id(firm, booking_id) for booking_id in booked]
+    await market.warm()
     outcomes = await asyncio.gather(*(attempt(market, firm, offer_id) for offer_id in offer_ids))
     assert Counter(outcomes) == {firm.provider_id: 1, "slot_taken": 5}
     statuses = Counter([(await market.booking(booking_id)).status.value for booking_id in booked])
@@ -77,6 +79,7 @@ async def test_provider_that_accepts_overlapping_slots_at_once_gets_one_of_each_
     customer, firm = await market.customer(), await market.firm()
     booked = [await market.book_slot(customer, in_hours) for in_hours in (24, 24.5, 24.9, 26, 26.5)]
     offer_ids = [await market.offer_id(firm, booking_id) for booking_id in booked]
+    await market.warm()
     await asyncio.gather(*(attempt(market, firm, offer_id) for offer_id in offer_ids))
     taken = [booking for booking in [await market.booking(one) for one in booked] if booking.status == "scheduled"]
     slots = sorted((booking.slot.start, booking.slot.end) for booking in taken if booking.slot)
@@ -129,3 +132,33 @@ async def test_winner_of_a_booking_cancelled_since_still_hears_of_its_success(ma
     booking_id = await market.job(customer, firm)
     await market.call(customer, "booking.cancel", booking_id=booking_id, reason="no")
     assert (await market.accept(firm, booking_id))["booking"]["status"] == "cancelled"
+
+
+async def test_timers_answers_and_choices_at_once_wait_for_each_other_and_all_get_through(
+    broadcast_market: Marketplace,
+) -> None:
+    market = broadcast_market
+    customer, firms = await market.customer(), await market.firms(6)
+    booked = [await market.book(customer) for _ in range(6)]
+    offers = {booking_id: await market.offers(booking_id) for booking_id in booked}
+    person_of = {firm.provider_id: firm.person for firm in firms}
+    market.clock.advance(30)  # every offer has just run out, and every booking's timer is due
+
+    async def ignoring_refusals(attempts: list[Awaitable[Any]]) -> list[str]:
+        results = await asyncio.gather(*attempts, return_exceptions=True)
+        return [getattr(result, "type", repr(result)) for result in results if isinstance(result, Exception)]
+
+    attempts: list[Awaitable[Any]] = [market.run_timers() for _ in range(3)]
+    for booking_id, rows in offers.items():
+        for number, row in enumerate(rows):
+            answer = {"offer_id": row.id} | ({"reason": "no"} if number % 2 else {})
+            method = "offer.decline" if number % 2 else "offer.accept"
+            attempts.append(market.call(person_of[row.provider_id], method, **answer))
+        attempts.append(market.call(customer, "booking.cancel", booking_id=booking_id, reason="no"))
+    for firm in firms:
+        attempts += [market.call(firm.person, "presence.set", status=status) for status in ("away", "online")]
+    await market.warm()
+    refusals = await ignoring_refusals(attempts)
+    assert set(refusals) <= {"offer_expired", "offer_withdrawn", "offer_taken"}, "nobody was told to come again"
+    assert {(await market.booking(booking_id)).status.value for booking_id in booked} == {"cancelled"}
+    assert await market.timer_names() == set()

@@ -61,6 +61,7 @@ async def test_provider_gets_an_organisation_and_an_unverified_place_in_the_mark
 
 async def test_address_is_registered_once_even_when_two_try_at_once(office: Office) -> None:
     attempts = [office.register(email) for email in ("ann@example.test", "ANN@example.test", "Ann@Example.test")]
+    await office.market.warm()
     outcomes = await asyncio.gather(*attempts, return_exceptions=True)
     assert sorted(getattr(outcome, "type", "done") for outcome in outcomes) == ["done", "email_taken", "email_taken"]
     assert await office.market.count(tables.users) == 1
@@ -204,6 +205,7 @@ async def test_access_of_an_ended_sign_in_is_refused(office: Office) -> None:
 
 async def test_refreshes_at_once_leave_one_live_successor(office: Office) -> None:
     first = await office.signed_in()
+    await office.market.warm()
     outcomes = await asyncio.gather(*(office.outcome(first) for _ in range(12)))
     assert len(set(outcomes)) == 1, "every one of them is answered with the same successor"
     live = select(tables.refresh_tokens.c.token_hash).where(tables.refresh_tokens.c.used_at.is_(None))
@@ -216,6 +218,7 @@ async def test_refreshes_at_once_leave_one_live_successor(office: Office) -> Non
 async def test_refreshes_at_once_with_a_reused_token_end_the_family_once(office: Office) -> None:
     first = await office.signed_in()
     await office.refresh(await office.refresh(first))
+    await office.market.warm()
     outcomes = await asyncio.gather(*(office.outcome(first) for _ in range(6)))
     assert set(outcomes) == {"invalid_token"}
     assert len(await office.revoked()) == 1

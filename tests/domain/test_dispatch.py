@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -112,6 +113,7 @@ async def test_timer_does_its_work_once_though_two_nodes_see_it(market: Marketpl
     await market.firms(6)
     booking_id = await market.book(await market.customer())
     market.clock.advance(30)
+    await market.warm()
     ran = await asyncio.gather(market.run_timers(), market.run_timers(), market.run_timers())
     assert [*ran[0], *ran[1], *ran[2]] == [f"dispatch:{booking_id}"]
     assert await waves(market, booking_id) == [1, 3]
@@ -371,3 +373,42 @@ async def test_force_does_not_reach_unverified_busy_or_unknown_providers_or_othe
     assert await assign(waiting, "nobody") == "not_found"
     assert await assign(taken, other.provider_id) == "illegal_transition"
     assert await market.count(tables.idempotency_keys) == 3  # two bookings and one accept
+
+
+# --- what a provider is committed to ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("in_hours", "asked"), [(1, False), (3, True)])
+async def test_a_slot_soon_is_not_offered_to_somebody_on_a_job(market: Marketplace, in_hours: int, asked: bool) -> None:
+    customer, firm = await market.customer(), await market.firm()
+    await market.job(customer, firm, "en_route")
+    booking_id = await market.book_slot(customer, in_hours=in_hours)
+    assert (firm.provider_id in await market.asked(booking_id)) is asked
+
+
+async def test_a_provider_given_the_job_it_was_asked_for_may_still_say_yes(market: Marketplace) -> None:
+    customer, firm, operator = await market.customer(), await market.firm(), await market.operator()
+    booking_id = await market.book(customer)
+    await market.call(operator, "booking.assign", booking_id=booking_id, provider_id=firm.provider_id)
+    assert (await market.accept(firm, booking_id))["booking"]["provider_id"] == firm.provider_id
+    assert await market.events("offer.withdrawn") == []
+    assert len(await market.events("offer.accepted")) == 1
+
+
+async def test_a_provider_taken_off_a_job_hears_it_on_its_own_channel(market: Marketplace) -> None:
+    customer, firm, operator = await market.customer(), await market.firm(), await market.operator()
+    booking_id = await market.job(customer, firm)
+    await market.step(operator, booking_id, "awaiting_assignment")
+    (told,) = await market.events("offer.withdrawn")
+    assert told.data["reason"] == "reassigned"
+    assert f"provider:{firm.provider_id}" in told.channels
+    assert await market.offers(booking_id, "accepted") == []
+
+
+async def test_a_fix_of_somebody_in_two_firms_goes_to_the_job_under_way(market: Marketplace) -> None:
+    customer, working = await market.customer(), await market.firm()
+    booking_id = await market.job(customer, working, "en_route")
+    idle = await market.firm()
+    person = replace(working.person, memberships=(*idle.person.memberships, *working.person.memberships))
+    place = {"lat": 51.545, "lon": -0.15, "fix_at": market.clock.now().isoformat()}
+    assert (await market.call(person, "location.publish", **place))["booking_id"] == booking_id

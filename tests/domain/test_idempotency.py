@@ -155,6 +155,7 @@ async def test_same_key_for_another_command_is_refused(market: Marketplace) -> N
 async def test_duplicates_at_once_have_one_effect_and_one_answer(market: Marketplace, method: str) -> None:
     case = await CASES[method](market)
     heard = await market.newest_event()
+    await market.warm()
     answers = await asyncio.gather(*(market.call(case.actor, method, **case.params, key="k") for _ in range(6)))
     assert all(answer == answers[0] for answer in answers)
     assert len(await market.events(case.effect, after=heard)) == 1

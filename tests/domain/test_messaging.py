@@ -33,6 +33,7 @@ async def history(market: Marketplace, actor: Actor, booking_id: str, **params: 
 async def test_messages_sent_at_once_get_dense_offsets_and_events_in_that_order(market: Marketplace) -> None:
     customer, firm, booking_id = await talk(market)
     people = [customer, firm.person] * 12
+    await market.warm()
     sent = await asyncio.gather(*(say(market, person, booking_id, f"{n}") for n, person in enumerate(people)))
     assert sorted(message["offset"] for message in sent) == list(range(1, 25))
     told = await market.events("message.sent")
@@ -88,6 +89,7 @@ async def test_read_marks_set_at_once_end_at_the_highest(market: Marketplace) ->
     customer, firm, booking_id = await talk(market)
     for _ in range(8):
         await say(market, firm.person, booking_id)
+    await market.warm()
     await asyncio.gather(*(read(market, customer, booking_id, offset) for offset in (2, 8, 5, 3, 7, 1)))
     assert (await history(market, firm.person, booking_id))["read"] == {customer.user_id: 8}
     marks = [event.data["read_offset"] for event in await market.events("receipt.updated")]

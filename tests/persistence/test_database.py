@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import random
 import signal
 import sqlite3
@@ -12,10 +11,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from sqlalchemy import bindparam, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -85,7 +80,12 @@ async def test_a_duplicate_is_told_from_other_integrity_errors(database: Databas
         await _add(connection, "a")
 
     async def stranger(connection: AsyncConnection) -> None:
-        await connection.execute(text("INSERT INTO provider_skills (provider_id, service_id) VALUES ('x', 'y')"))
+        await connection.execute(
+            text(
+                "INSERT INTO refresh_tokens (token_hash, session_id, issued_at, expires_at)"
+                " VALUES ('x', 'y', '2026-11-24', '2026-11-25')"
+            )
+        )
 
     with pytest.raises(IntegrityError) as duplicate:
         await database.write(twice)
@@ -474,96 +474,4 @@ async def test_kill_9_takes_back_nothing_that_was_committed(sqlite_url: str) -> 
     database = Database(sqlite_url)
     # One more may have been committed than was told.
     assert await database.read(_count) in {told, told + 1}
-    await database.close()
-
-
-# --- TLS --------------------------------------------------------------------------------------------------------------
-
-
-class MariaDBWithTls(MariaDB):
-    """MariaDB with a certificate for 127.0.0.1 from an authority of its own, which lies in ``ca.pem``."""
-
-    def start(self) -> None:
-        if not (self.directory / "ca.pem").exists():
-            _make_certificates(self.directory)
-        super().start()
-
-    def command(self) -> list[str]:
-        return [
-            *super().command(),
-            f"--ssl-ca={self.directory / 'ca.pem'}",
-            f"--ssl-cert={self.directory / 'server.pem'}",
-            f"--ssl-key={self.directory / 'server.key'}",
-        ]
-
-
-def _make_certificates(directory: Path) -> None:
-    now = datetime.now(UTC)
-    authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-
-    def certificate(subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType) -> bytes:
-        built = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(authority)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(extension, critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
-            )
-            .sign(authority_key, hashes.SHA256())
-        )
-        return built.public_bytes(serialization.Encoding.PEM)
-
-    (directory / "ca.pem").write_bytes(
-        certificate(authority, authority_key, x509.BasicConstraints(ca=True, path_length=0))
-    )
-    host = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    (directory / "server.pem").write_bytes(certificate(host, server_key, names))
-    (directory / "server.key").write_bytes(
-        server_key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-        )
-    )
-
-
-async def test_tls_is_required_and_the_servers_certificate_checked() -> None:
-    with MariaDBWithTls() as server:
-        url = server.url("mysql")
-        trusting = Database(url, DatabaseOptions(tls_ca_file=server.directory / "ca.pem"))
-        await trusting.ping(5)
-
-        async def cipher(connection: AsyncConnection) -> str:
-            row = (await connection.execute(text("SHOW SESSION STATUS LIKE 'Ssl_cipher'"))).one()
-            return str(row[1])
-
-        assert await trusting.write(cipher)
-        await trusting.close()
-
-        doubting = Database(url)
-        with pytest.raises(Unavailable) as refusal:
-            await doubting.ping(5)
-        assert any("certificate verify failed" in str(cause) for cause in _causes(refusal.value))
-        await doubting.close()
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return causes
-
-
-async def test_plaintext_is_refused_unless_turned_off_by_name(mysql_url: str) -> None:
-    database = Database(mysql_url)
-    with pytest.raises(Unavailable):
-        await database.ping(5)
     await database.close()

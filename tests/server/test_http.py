@@ -224,6 +224,22 @@ async def test_readiness_names_what_is_failing(backroom: Backroom) -> None:
     assert live.status_code == 200
 
 
+async def test_what_is_degraded_is_named_and_leaves_the_node_ready(backroom: Backroom) -> None:
+    async def tailing() -> str:
+        return "tailing: Redis is away"
+
+    async with client_of(backroom, {"database": fine, "broker": tailing}) as client:
+        ready = await client.get("/health/ready")
+    assert ready.status_code == 200
+    assert ready.json() == {
+        "status": "ready",
+        "dependencies": {
+            "database": {"status": "ok"},
+            "broker": {"status": "degraded", "why": "tailing: Redis is away"},
+        },
+    }
+
+
 async def test_a_check_that_breaks_fails_readiness_and_hides_why(backroom: Backroom) -> None:
     async def breaks() -> None:
         raise RuntimeError("mysql://root:secret@host")

@@ -12,7 +12,8 @@ import pytest
 from channels.limits import Limits
 from channels.topics import CONTROL
 from domain.types import JSON
-from server.websocket import DoorPolicy, Forwarded, networks, normal_origin
+from server.forwarded import Forwarded, networks
+from server.websocket import DoorPolicy, normal_origin
 from tests.channels.fakes import until
 from tests.server.live_server import LiveServer, RawSocket, handshake, live_server
 

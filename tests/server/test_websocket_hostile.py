@@ -293,40 +293,38 @@ async def test_stopping_does_not_wait_for_a_peer_that_never_reads() -> None:
 # HTTP before it
 
 
-async def test_unfinished_headers_are_cut_off(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.uvicorn_protocol.HEADER_SECONDS", 0.2)
-    raw = await RawSocket.tcp(live.port)
-    began = asyncio.get_running_loop().time()
-    try:
-        raw.writer.write(b"GET /socket HTTP/1.1\r\n")
-        while not raw.reader.at_eof():
-            raw.writer.write(b"X-Slow: 1\r\n")
-            await asyncio.sleep(0.02)
-            if asyncio.get_running_loop().time() - began > 2:
-                pytest.fail("the server still waits")
-    except ConnectionError:
-        pass
-    raw.writer.close()
+async def test_unfinished_headers_are_cut_off() -> None:
+    async with live_server(header_seconds=0.2) as live:
+        raw = await RawSocket.tcp(live.port)
+        began = asyncio.get_running_loop().time()
+        try:
+            raw.writer.write(b"GET /socket HTTP/1.1\r\n")
+            while not raw.reader.at_eof():
+                raw.writer.write(b"X-Slow: 1\r\n")
+                await asyncio.sleep(0.02)
+                if asyncio.get_running_loop().time() - began > 2:
+                    pytest.fail("the server still waits")
+        except ConnectionError:
+            pass
+        raw.writer.close()
 
 
-async def test_a_silent_connection_is_cut_off(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.uvicorn_protocol.HEADER_SECONDS", 0.1)
-    raw = await RawSocket.tcp(live.port)
-    await asyncio.wait_for(raw.ended(), 2)
-    raw.writer.close()
+async def test_a_silent_connection_is_cut_off() -> None:
+    async with live_server(header_seconds=0.1) as live:
+        raw = await RawSocket.tcp(live.port)
+        await asyncio.wait_for(raw.ended(), 2)
+        raw.writer.close()
 
 
-async def test_a_kept_connection_has_the_same_deadline_for_its_next_request(
-    live: LiveServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("server.uvicorn_protocol.HEADER_SECONDS", 0.2)
-    raw = await RawSocket.tcp(live.port)
-    raw.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
-    assert (await raw.reader.readline()).startswith(b"HTTP/1.1 200")
-    await raw.reader.readuntil(b"hello")
-    raw.send(b"GET / HTTP/1.1\r\nHost")
-    await asyncio.wait_for(raw.ended(), 2)
-    raw.writer.close()
+async def test_a_kept_connection_has_the_same_deadline_for_its_next_request() -> None:
+    async with live_server(header_seconds=0.2) as live:
+        raw = await RawSocket.tcp(live.port)
+        raw.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert (await raw.reader.readline()).startswith(b"HTTP/1.1 200")
+        await raw.reader.readuntil(b"hello")
+        raw.send(b"GET / HTTP/1.1\r\nHost")
+        await asyncio.wait_for(raw.ended(), 2)
+        raw.writer.close()
 
 
 async def test_headers_without_end_are_refused(live: LiveServer) -> None:

@@ -132,7 +132,7 @@ class Credentials:
             locked = await uow.challenges.lock(hashed)
             if user is None or user.disabled_at is not None or locked is None or not locked.is_open(uow.now):
                 raise InvalidToken
-            await uow.challenges.save(replace(locked, used_at=uow.now))
+            # This token is among what ends here.
             await self._replace(uow, user_id, password_hash, "password_reset")
             return user.email
 

@@ -12,6 +12,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from persistence.database import Database
+from persistence.vault import DatabaseVault, master_key_in
 from tests.acceptance.client import ADMIN, CAMDEN, CUSTOMER, JSON, Closed, Refused, Rest, Socket, new_key, signed_in
 from tests.acceptance.demo import Demo
 
@@ -41,13 +43,17 @@ def strict_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         yield demo
 
 
-def short_token(demo: Demo, token: str, seconds: float) -> str:
+async def short_token(demo: Demo, token: str, seconds: float) -> str:
     """The same token with another end, signed with the server's own key: real ones live ten seconds at least."""
-    (pem,) = demo.query("SELECT private_pem FROM signing_keys")[0]
+    kid, sealed = demo.query("SELECT kid, private_pem FROM signing_keys")[0]
+    database = Database(demo.settings["database_url"])
+    vault = DatabaseVault(database, master_key_in(demo.directory / "master.key"))
+    pem = await vault.open(sealed, owner=kid, purpose="signing_key")
+    await database.close()
     header = jwt.get_unverified_header(token)
     claims = jwt.decode(token, options={"verify_signature": False}, algorithms=["EdDSA"])
     claims |= {"exp": int(time.time() + seconds), "jti": uuid4().hex}
-    return jwt.encode(claims, load_pem_private_key(pem.encode(), None), "EdDSA", headers=header)  # type: ignore[arg-type]
+    return jwt.encode(claims, load_pem_private_key(pem, None), "EdDSA", headers=header)  # type: ignore[arg-type]
 
 
 async def person(demo: Demo) -> JSON:
@@ -112,7 +118,7 @@ async def test_a_token_that_ends_is_announced_refreshed_or_closed_4002(strict_de
     tokens = await person(strict_demo)
     dying, refreshed = [await Socket.open(strict_demo.base) for _ in range(2)]
     for socket in (dying, refreshed):
-        result = await socket.connect(short_token(strict_demo, tokens["access_token"], 3))
+        result = await socket.connect(await short_token(strict_demo, tokens["access_token"], 3))
         assert 1 <= result["expires_in_seconds"] <= 3
     started = time.monotonic()
     for socket in (dying, refreshed):
@@ -147,7 +153,7 @@ async def test_typing_ends_by_itself(strict_demo: Demo) -> None:
 async def test_an_expired_token_is_closed_4500(strict_demo: Demo) -> None:
     tokens = await person(strict_demo)
     for token in (
-        short_token(strict_demo, tokens["access_token"], -1),
+        await short_token(strict_demo, tokens["access_token"], -1),
         tokens["access_token"][:-4] + "AAAA",
         tokens["refresh_token"],
     ):

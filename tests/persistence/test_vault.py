@@ -98,6 +98,19 @@ async def test_altered_or_relabelled_text_does_not_open(embedded: Database) -> N
     assert await vault.open(sealed, owner="ann", purpose="p") == b"secret"
 
 
+async def test_version_is_bound_even_if_two_versions_had_the_same_key(embedded: Database) -> None:
+    class Forgetful(LocalMasterKey):
+        async def unwrap(self, wrapped: str, name: str, version: int) -> bytes:
+            return b"k" * 32
+
+    vault = DatabaseVault(embedded, Forgetful(b"m" * 32))
+    sealed = await vault.seal(b"secret", owner="ann", purpose="p")
+    await vault.add_version()
+    assert await vault.open(sealed, owner="ann", purpose="p") == b"secret"
+    with pytest.raises(Unavailable):
+        await vault.open(sealed.replace("fxv1.1.", "fxv1.2."), owner="ann", purpose="p")
+
+
 async def test_data_keys_are_stored_wrapped_and_nodes_that_start_together_share_one(database: Database) -> None:
     vaults = [DatabaseVault(database, ONE) for _ in range(4)]
     sealed = await asyncio.gather(*(vault.seal(b"secret", owner="ann", purpose="p") for vault in vaults))

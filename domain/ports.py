@@ -23,9 +23,10 @@ from domain.types import JSON, Interval, Origin, Point
 if TYPE_CHECKING:
     from domain.bookings import Booking, Status
     from domain.flags import Flag
+    from domain.invitations import Invitation
     from domain.messaging import Conversation, Message
     from domain.offers import Offer
-    from domain.organisations import Invitation, Member, Organisation
+    from domain.organisations import Member, Organisation
     from domain.providers import Provider, Service, Zone
     from domain.security import AuditEntry, SecurityFact
 

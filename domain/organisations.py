@@ -1,49 +1,27 @@
-"""Organisations: who belongs to one, as what, and how one gets in and out.
+"""Organisations: who belongs to one, as what, and how one gets out. How one gets in is in :mod:`domain.invitations`.
 
 Invariants: an organisation always has an owner; everything about its members and invitations happens under the lock of
     its row, so that two owners cannot remove each other at once; whoever loses a place, or the right to a channel with
     it, is put on the control channel in the same transaction.
-
-An invitation is for one e-mail address. It is taken up by whoever is signed in with that address and shows its token,
-which only the mailbox (or the person the inviter gave it to) has. Only the token's hash is kept.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from enum import StrEnum
+from datetime import datetime
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from domain.accounts import Email
 from domain.context import Context
 from domain.errors import Forbidden, Refused
 from domain.events import Audience, Event
-from domain.factors import token_hash
-from domain.identity import MembershipRole, Permission, Role
+from domain.identity import MembershipRole, Permission
 from domain.security import SecurityEvents, SecurityKind
 from domain.types import JSON, new_id, wire_time
 from domain.views import Key, NoParams, Params, View
 
-TOKEN_PREFIX = "fxi_"  # noqa: S105 — names the kind, so that logs and secret scanners can recognise one
-MOST_MEMBERS = 500
-MOST_PENDING = 100
-"""Invitations of one organisation that wait at the same time: nobody's mailbox is flooded from here."""
-
 _security = SecurityEvents()
-
-
-class InvitationStatus(StrEnum):
-    """Where an invitation stands. ``pending`` past its time counts as expired."""
-
-    PENDING = "pending"
-    ACCEPTED = "accepted"
-    REVOKED = "revoked"
-    EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,34 +46,6 @@ class Member:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Invitation:
-    """A place that waits for somebody.
-
-    Attributes:
-        email: lower-case; only an account with this address may take the place.
-        token_hash: SHA-256, hex.
-    """
-
-    id: str
-    organisation_id: str
-    email: str
-    role: MembershipRole
-    status: InvitationStatus
-    token_hash: str
-    invited_by: str
-    created_at: datetime
-    expires_at: datetime
-    version: int
-    accepted_by: str | None = None
-
-    def status_at(self, now: datetime) -> InvitationStatus:
-        """The status by the clock."""
-        if self.status is InvitationStatus.PENDING and self.expires_at <= now:
-            return InvitationStatus.EXPIRED
-        return self.status
-
-
 class LastOwner(Refused):
     """An organisation cannot be left without an owner."""
 
@@ -103,52 +53,16 @@ class LastOwner(Refused):
     default_message = "An organisation needs an owner. Make somebody else one first."
 
 
-class AlreadyMember(Refused):
-    """The person is a member."""
-
-    type = "already_member"
-    default_message = "This person is a member already."
-
-
-class AlreadyInvited(Refused):
-    """An invitation for this address still waits."""
-
-    type = "already_invited"
-    default_message = "An invitation for this address is already waiting."
-
-
-class OrganisationFull(Refused):
-    """Too many members, or too many invitations that wait."""
-
-    type = "organisation_full"
-    default_message = "The organisation has as many members or waiting invitations as it may."
-
-
-class InvitationEnded(Refused):
-    """The invitation was taken up, revoked, or has run out; ``invitation_status`` says which."""
-
-    type = "invitation_ended"
-    default_message = "This invitation is no longer open."
-
-
 # --- the wire ---------------------------------------------------------------------------------------------------------
 
-_Id = Annotated[str, Field(max_length=64)]
-_Role = Annotated[MembershipRole, Field(strict=False)]
+Id = Annotated[str, Field(max_length=64)]
+MemberRole = Annotated[MembershipRole, Field(strict=False)]
 
 
 class OrganisationRef(Params):
     """Names an organisation."""
 
-    organisation_id: _Id
-
-
-class Invite(OrganisationRef):
-    """Asks somebody in."""
-
-    email: Email
-    role: _Role
-    key: Key
+    organisation_id: Id
 
 
 class Leave(OrganisationRef):
@@ -160,34 +74,15 @@ class Leave(OrganisationRef):
 class SetMemberRole(OrganisationRef):
     """Says what a member is from now on."""
 
-    user_id: _Id
-    role: _Role
+    user_id: Id
+    role: MemberRole
     key: Key
 
 
 class RemoveMember(OrganisationRef):
     """Takes a member's place away."""
 
-    user_id: _Id
-    key: Key
-
-
-class InvitationRef(Params):
-    """Names an invitation."""
-
-    invitation_id: _Id
-
-
-class RevokeInvitation(InvitationRef):
-    """Takes an invitation back."""
-
-    key: Key
-
-
-class AcceptInvitation(Params):
-    """``token`` came with the invitation."""
-
-    token: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    user_id: Id
     key: Key
 
 
@@ -237,46 +132,6 @@ class MemberResult(View):
     member: MemberView
 
 
-class InvitationView(View):
-    """An invitation as the organisation's managers and the person invited see it."""
-
-    id: str
-    organisation_id: str
-    organisation_name: str
-    email: str
-    role: MembershipRole
-    status: InvitationStatus
-    invited_by: str
-    created_at: str
-    expires_at: str
-    version: int
-
-
-class InvitationResult(View):
-    """One invitation."""
-
-    invitation: InvitationView
-
-
-class IssuedInvitation(InvitationResult):
-    """An invitation with a token that replaces every earlier one. It is shown this once."""
-
-    token: str
-
-
-class InvitationList(View):
-    """Invitations that wait, newest first."""
-
-    invitations: list[InvitationView]
-
-
-class Accepted(View):
-    """The place one has now."""
-
-    organisation: OrganisationView
-    member: MemberView
-
-
 class MembershipEventData(View):
     """``from`` is the role before, or null when there was none; ``reason`` says how a place was lost."""
 
@@ -286,14 +141,6 @@ class MembershipEventData(View):
     member: MemberView
     from_: MembershipRole | None = Field(default=None, alias="from")
     reason: str | None = None
-
-
-class InvitationEventData(View):
-    """What happened to an invitation."""
-
-    organisation_id: str
-    invitation_id: str
-    invitation: InvitationView
 
 
 def organisation_view(organisation: Organisation, role: MembershipRole | None) -> JSON:
@@ -322,22 +169,6 @@ def member_view(member: Member, organisation: Organisation) -> JSON:
     }
 
 
-def invitation_view(invitation: Invitation, organisation: Organisation, now: datetime) -> JSON:
-    """An invitation without its token."""
-    return {
-        "id": invitation.id,
-        "organisation_id": organisation.id,
-        "organisation_name": organisation.name,
-        "email": invitation.email,
-        "role": invitation.role.value,
-        "status": invitation.status_at(now).value,
-        "invited_by": invitation.invited_by,
-        "created_at": wire_time(invitation.created_at),
-        "expires_at": wire_time(invitation.expires_at),
-        "version": invitation.version,
-    }
-
-
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
@@ -353,130 +184,15 @@ async def list_own(ctx: Context, _: NoParams) -> JSON:
 
 async def get(ctx: Context, params: OrganisationRef) -> JSON:
     """One organisation, for its members and staff."""
-    organisation = await _seen(ctx, params.organisation_id, Permission.SEE_ORGANISATION)
+    organisation = await seen(ctx, params.organisation_id, Permission.SEE_ORGANISATION)
     return {"organisation": organisation_view(organisation, _own_role(ctx, organisation.id))}
 
 
 async def list_members(ctx: Context, params: OrganisationRef) -> JSON:
     """Everybody in it."""
-    organisation = await _seen(ctx, params.organisation_id, Permission.SEE_ORGANISATION)
+    organisation = await seen(ctx, params.organisation_id, Permission.SEE_ORGANISATION)
     members = await ctx.uow.organisations.members(organisation.id)
     return {"members": [member_view(member, organisation) for member in members]}
-
-
-async def list_invitations(ctx: Context, params: OrganisationRef) -> JSON:
-    """Invitations that wait, for whoever may make them."""
-    organisation = await _seen(ctx, params.organisation_id, Permission.MANAGE_TECHNICIANS)
-    waiting = await ctx.uow.organisations.pending(organisation.id, ctx.now)
-    return {"invitations": [invitation_view(invitation, organisation, ctx.now) for invitation in waiting]}
-
-
-# --- invitations ------------------------------------------------------------------------------------------------------
-
-
-async def invite(ctx: Context, params: Invite) -> JSON:
-    """Asks somebody in by e-mail address. The token goes to whoever sends letters, after the commit.
-
-    Raises:
-        AlreadyMember, AlreadyInvited: there is nothing to ask.
-        OrganisationFull: too many members or invitations.
-    """
-    organisation = await _managed(ctx, params.organisation_id, params.role)
-    invited = await ctx.uow.people.by_email(params.email)
-    if invited is not None and await ctx.uow.organisations.member(organisation.id, invited.id):
-        raise AlreadyMember
-    waiting = await ctx.uow.organisations.pending(organisation.id, ctx.now)
-    if any(invitation.email == params.email for invitation in waiting):
-        raise AlreadyInvited
-    if len(waiting) >= MOST_PENDING or await ctx.uow.organisations.size(organisation.id) >= MOST_MEMBERS:
-        raise OrganisationFull
-    token = _random_token()
-    invitation = Invitation(
-        id=new_id(ctx.now),
-        organisation_id=organisation.id,
-        email=params.email,
-        role=params.role,
-        status=InvitationStatus.PENDING,
-        token_hash=token_hash(token),
-        invited_by=ctx.actor.user_id,
-        created_at=ctx.now,
-        expires_at=ctx.now + timedelta(days=ctx.policy.invitation_days),
-        version=1,
-    )
-    await ctx.uow.organisations.add_invitation(invitation)
-    details = {"organisation_id": organisation.id, "role": params.role.value}
-    await _security.record(ctx.uow, SecurityKind.MEMBER_INVITED, ctx.actor.user_id, invitation.id, details)
-    await _tell_of_invitation(ctx, invitation, organisation, "invitation.created")
-    ctx.after_commit.append(_letter(ctx, invitation, organisation, token))
-    return {"invitation": invitation_view(invitation, organisation, ctx.now)}
-
-
-async def issue(ctx: Context, params: InvitationRef) -> JSON:
-    """A new token for an invitation that waits, to be handed over by the caller; earlier ones no longer count."""
-    invitation, organisation = await _managed_invitation(ctx, params.invitation_id)
-    _check_open(invitation, ctx.now)
-    token = _random_token()
-    after = replace(invitation, token_hash=token_hash(token), version=invitation.version + 1)
-    await ctx.uow.organisations.save_invitation(after)
-    return {"invitation": invitation_view(after, organisation, ctx.now), "token": token}
-
-
-async def revoke(ctx: Context, params: RevokeInvitation) -> JSON:
-    """Takes an invitation back. One that is revoked already stays so.
-
-    Raises:
-        InvitationEnded: it was taken up.
-    """
-    invitation, organisation = await _managed_invitation(ctx, params.invitation_id)
-    if invitation.status is InvitationStatus.REVOKED:
-        return {"invitation": invitation_view(invitation, organisation, ctx.now)}
-    if invitation.status is InvitationStatus.ACCEPTED:
-        raise InvitationEnded(invitation_status=invitation.status.value)
-    after = replace(invitation, status=InvitationStatus.REVOKED, version=invitation.version + 1)
-    await ctx.uow.organisations.save_invitation(after)
-    await _tell_of_invitation(ctx, after, organisation, "invitation.revoked")
-    return {"invitation": invitation_view(after, organisation, ctx.now)}
-
-
-async def accept(ctx: Context, params: AcceptInvitation) -> JSON:
-    """Takes up the place that the token stands for. Whoever did so already gets the same answer again.
-
-    Raises:
-        Forbidden: no such token, or it was meant for another address.
-        InvitationEnded: revoked or run out.
-        AlreadyMember: the caller has another place there.
-    """
-    shown = token_hash(params.token)
-    found = await ctx.uow.organisations.invitation_by_token(shown)
-    user = await ctx.uow.people.user(ctx.actor.user_id)
-    if found is None or user is None or found.email != user.email:
-        raise Forbidden
-    organisation = await ctx.uow.organisations.lock(found.organisation_id)
-    # Under the lock, read again: it may have been revoked, issued anew or taken up meanwhile.
-    invitation = await ctx.uow.organisations.invitation(found.id)
-    if organisation is None or invitation is None or invitation.token_hash != shown:
-        raise Forbidden
-    member = await ctx.uow.organisations.member(organisation.id, user.id)
-    if invitation.status is InvitationStatus.ACCEPTED and invitation.accepted_by == user.id and member is not None:
-        return _accepted(organisation, member)
-    _check_open(invitation, ctx.now)
-    if member is not None:
-        raise AlreadyMember
-    if await ctx.uow.organisations.size(organisation.id) >= MOST_MEMBERS:
-        raise OrganisationFull
-    member = Member(organisation.id, user.id, user.name, invitation.role, ctx.now, 1)
-    await ctx.uow.people.add_membership(organisation.id, user.id, invitation.role)
-    if Role.PROVIDER not in user.roles:
-        # What the account is for; the place itself says what it may.
-        await ctx.uow.people.save_roles(user.id, user.roles | {Role.PROVIDER})
-    after = replace(invitation, status=InvitationStatus.ACCEPTED, accepted_by=user.id, version=invitation.version + 1)
-    await ctx.uow.organisations.save_invitation(after)
-    details = {"organisation_id": organisation.id, "role": member.role.value, "invited_by": invitation.invited_by}
-    await _security.record(ctx.uow, SecurityKind.MEMBER_ADDED, user.id, user.id, details)
-    _change_access(ctx, member, organisation)
-    await _tell_of_invitation(ctx, after, organisation, "invitation.accepted")
-    _tell_of_member(ctx, member, organisation, "membership.created")
-    return _accepted(organisation, member)
 
 
 # --- members ----------------------------------------------------------------------------------------------------------
@@ -488,7 +204,7 @@ async def set_role(ctx: Context, params: SetMemberRole) -> JSON:
     Raises:
         LastOwner: it would leave the organisation without one.
     """
-    organisation = await _managed(ctx, params.organisation_id, MembershipRole.OWNER)
+    organisation = await managed(ctx, params.organisation_id, MembershipRole.OWNER)
     member = await _member(ctx, organisation, params.user_id)
     if member.role is params.role:
         return {"member": member_view(member, organisation)}
@@ -497,8 +213,8 @@ async def set_role(ctx: Context, params: SetMemberRole) -> JSON:
     await ctx.uow.organisations.save_member(after)
     details = {"organisation_id": organisation.id, "from": member.role.value, "to": after.role.value}
     await _security.record(ctx.uow, SecurityKind.ROLE_CHANGED, ctx.actor.user_id, member.user_id, details)
-    _change_access(ctx, after, organisation)
-    _tell_of_member(ctx, after, organisation, "membership.changed", before=member.role)
+    change_access(ctx, after, organisation)
+    tell_of_member(ctx, after, organisation, "membership.changed", before=member.role)
     return {"member": member_view(after, organisation)}
 
 
@@ -508,10 +224,9 @@ async def remove(ctx: Context, params: RemoveMember) -> JSON:
     Raises:
         LastOwner: it would leave the organisation without one.
     """
-    organisation = await _managed(ctx, params.organisation_id, MembershipRole.TECHNICIAN)
+    organisation = await managed(ctx, params.organisation_id, MembershipRole.TECHNICIAN)
     member = await _member(ctx, organisation, params.user_id)
-    if not ctx.actor.may(_manages(member.role), organisation.id):
-        raise Forbidden
+    await _check_manages(ctx, organisation.id, member.role)
     return await _end(ctx, organisation, member, "removed")
 
 
@@ -537,7 +252,7 @@ async def _end(ctx: Context, organisation: Organisation, member: Member, reason:
     await _security.record(ctx.uow, SecurityKind.MEMBER_REMOVED, ctx.actor.user_id, member.user_id, details)
     # Before anything else is said: what follows is no longer for those ears.
     ctx.uow.record(_access_revoked(member, organisation, ctx.now))
-    _tell_of_member(ctx, member, organisation, "membership.removed", before=member.role, reason=reason)
+    tell_of_member(ctx, member, organisation, "membership.removed", before=member.role, reason=reason)
     return {"member": member_view(member, organisation)}
 
 
@@ -553,7 +268,12 @@ def _own_role(ctx: Context, organisation_id: str) -> MembershipRole | None:
     return next((each.role for each in ctx.actor.memberships if each.organisation_id == organisation_id), None)
 
 
-async def _seen(ctx: Context, organisation_id: str, permission: Permission) -> Organisation:
+async def seen(ctx: Context, organisation_id: str, permission: Permission) -> Organisation:
+    """The organisation, if the caller has this permission in it.
+
+    Raises:
+        Forbidden: not there, or not theirs.
+    """
     if not ctx.actor.may(permission, organisation_id):
         raise Forbidden
     organisation = await ctx.uow.organisations.get(organisation_id)
@@ -562,25 +282,26 @@ async def _seen(ctx: Context, organisation_id: str, permission: Permission) -> O
     return organisation
 
 
-async def _managed(ctx: Context, organisation_id: str, role: MembershipRole) -> Organisation:
-    """The locked organisation, if the caller may manage people of this role in it. Strangers take no lock."""
+async def managed(ctx: Context, organisation_id: str, role: MembershipRole) -> Organisation:
+    """The locked organisation, if the caller may manage people of this role in it. Strangers take no lock.
+
+    Raises:
+        Forbidden: not there, or not theirs.
+    """
     if not ctx.actor.may(_manages(role), organisation_id):
         raise Forbidden
     organisation = await ctx.uow.organisations.lock(organisation_id)
     if organisation is None:
         raise Forbidden
+    await _check_manages(ctx, organisation_id, role)
     return organisation
 
 
-async def _managed_invitation(ctx: Context, invitation_id: str) -> tuple[Invitation, Organisation]:
-    found = await ctx.uow.organisations.invitation(invitation_id)
-    if found is None:
+async def _check_manages(ctx: Context, organisation_id: str, role: MembershipRole) -> None:
+    """Under the lock, by what the caller is now: somebody may have removed them while they waited for it."""
+    actor = replace(ctx.actor, memberships=await ctx.uow.people.memberships(ctx.actor.user_id))
+    if not actor.may(_manages(role), organisation_id):
         raise Forbidden
-    organisation = await _managed(ctx, found.organisation_id, found.role)
-    invitation = await ctx.uow.organisations.invitation(invitation_id)
-    if invitation is None:
-        raise Forbidden
-    return invitation, organisation
 
 
 async def _member(ctx: Context, organisation: Organisation, user_id: str) -> Member:
@@ -595,27 +316,10 @@ async def _keep_an_owner(ctx: Context, member: Member) -> None:
         raise LastOwner
 
 
-def _check_open(invitation: Invitation, now: datetime) -> None:
-    status = invitation.status_at(now)
-    if status is not InvitationStatus.PENDING:
-        raise InvitationEnded(invitation_status=status.value)
-
-
-def _accepted(organisation: Organisation, member: Member) -> JSON:
-    return {
-        "organisation": organisation_view(organisation, member.role),
-        "member": member_view(member, organisation),
-    }
-
-
-def _letter(ctx: Context, invitation: Invitation, organisation: Organisation, token: str) -> Callable[[], None]:
-    return lambda: ctx.post.invite(invitation.email, organisation.name, ctx.actor.name, token, invitation.expires_at)
-
-
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
-def _tell_of_member(
+def tell_of_member(
     ctx: Context,
     member: Member,
     organisation: Organisation,
@@ -624,6 +328,7 @@ def _tell_of_member(
     before: MembershipRole | None = None,
     reason: str | None = None,
 ) -> None:
+    """Tells the managers and the person what became of a place."""
     data: JSON = {
         "organisation_id": organisation.id,
         "user_id": member.user_id,
@@ -637,19 +342,7 @@ def _tell_of_member(
     ctx.uow.record(Event(new_id(ctx.now), type_, ctx.now, f"organisation/{organisation.id}", data, audience))
 
 
-async def _tell_of_invitation(ctx: Context, invitation: Invitation, organisation: Organisation, type_: str) -> None:
-    """Tells the managers, and the person invited when the address has an account."""
-    invited = await ctx.uow.people.by_email(invitation.email)
-    data: JSON = {
-        "organisation_id": organisation.id,
-        "invitation_id": invitation.id,
-        "invitation": invitation_view(invitation, organisation, ctx.now),
-    }
-    audience = Audience(users=(invited.id,) if invited else (), organisations=(organisation.id,))
-    ctx.uow.record(Event(new_id(ctx.now), type_, ctx.now, f"organisation/{organisation.id}", data, audience))
-
-
-def _change_access(ctx: Context, member: Member, organisation: Organisation) -> None:
+def change_access(ctx: Context, member: Member, organisation: Organisation) -> None:
     """Live sockets of the person speak with this role from now on, and lose the channels that it does not open."""
     membership = {
         "organisation_id": organisation.id,
@@ -681,7 +374,3 @@ def _access_revoked(member: Member, organisation: Organisation, now: datetime) -
             "organisation_id": organisation.id,
         },
     )
-
-
-def _random_token() -> str:
-    return TOKEN_PREFIX + secrets.token_urlsafe(32)

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from domain.bookings import Booking, Status
     from domain.factors import Challenge, CodeGuard, Factor, FactorKind, KnownDevice
     from domain.flags import Flag
+    from domain.invitations import Invitation
     from domain.letters import Letter
     from domain.limits import Delays, Rate
     from domain.messaging import Conversation, Message
     from domain.offers import Offer
-    from domain.organisations import Invitation, Member, Organisation
+    from domain.organisations import Member, Organisation
     from domain.providers import Provider, Service, Zone
     from domain.security import AuditEntry, SecurityFact
 

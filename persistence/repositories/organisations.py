@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import Row, Select, bindparam, delete, func, insert, select, update
 
 from domain.identity import MembershipRole
-from domain.organisations import Invitation, InvitationStatus, Member, Organisation
+from domain.invitations import Invitation, InvitationStatus
+from domain.organisations import Member, Organisation
 from persistence.repositories.audit import created, updated
 from persistence.tables import invitations, memberships, organisations, providers, users
 from persistence.unit_of_work import UnitOfWork

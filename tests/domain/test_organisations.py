@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from channels.topics import CONTROL
-from domain import organisations
+from domain import invitations
 from domain.factors import token_hash
 from domain.identity import ROLE_TABLE, Actor, Membership, MembershipRole, Permission, Role, permissions_of
 from domain.types import JSON
@@ -158,7 +158,7 @@ async def test_members_cannot_be_invited_again(market: Marketplace) -> None:
 
 
 async def test_invitations_that_wait_are_bounded(market: Marketplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(organisations, "MOST_PENDING", 2)
+    monkeypatch.setattr(invitations, "MOST_PENDING", 2)
     firm = await market.firm()
     for number in range(2):
         await market.invitation(firm, f"new{number}@example.test")
@@ -214,6 +214,19 @@ async def test_two_owners_cannot_remove_each_other_at_once(market: Marketplace) 
         select(tables.memberships).where(tables.memberships.c.organisation_id == firm.organisation_id)
     )
     assert [row.role for row in rows] == ["owner"]
+
+
+async def test_whoever_was_removed_while_waiting_for_the_lock_removes_nobody(market: Marketplace) -> None:
+    firm = await market.firm()
+    await market.member(firm, OWNER)
+    other = await market.member(firm, OWNER)
+    here = {"organisation_id": firm.organisation_id}
+    outcomes = await asyncio.gather(
+        market.call(firm.person, "member.remove", **here, user_id=other.user_id),
+        market.call(other, "member.remove", **here, user_id=firm.person.user_id),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(outcome, dict) for outcome in outcomes) == 1, "one of three owners is gone, not two"
 
 
 async def test_a_role_is_changed_once_and_told(market: Marketplace) -> None:

@@ -78,7 +78,7 @@ async def test_every_connection_to_the_database_is_encrypted(production: Demo, s
         200,
         {
             "status": "ready",
-            "dependencies": {name: {"status": "ok"} for name in ("database", "schema", "broker", "sequencing")},
+            "dependencies": {name: {"status": "ok"} for name in ("database", "schema", "broker", "sequencing", "node")},
         },
     )
     # The fixture has told the server to insist, after which plain text is refused.

@@ -438,6 +438,7 @@ class Application:
             "schema": self.check_schema,
             "broker": self._check_broker,
             "sequencing": self._check_sequencing,
+            "node": self._check_node,
         }
         if self.secret_watch is not None:
             checks["secrets"] = self.secret_watch.check
@@ -482,6 +483,10 @@ class Application:
         if waiting > SEQUENCING_LATE_SECONDS:
             return f"the oldest event has waited for {waiting:.0f} s to be sequenced"
         return None
+
+    async def _check_node(self) -> None:
+        if self.realtime.draining:
+            raise Unavailable("draining: this node is about to end")
 
     def _note_redis(self) -> None:
         self._redis_was_well = self._redis_was_well or (self.redis is not None and self.redis.connected)

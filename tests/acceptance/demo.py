@@ -38,11 +38,20 @@ class Demo:
     Args:
         directory: working directory, database and log go there.
         command, arguments: of ``fixnado``.
+        program: what to start in place of this checkout's ``python -m server``.
+        packages: where the product is imported from, in place of this checkout.
         settings: by field name; the database is a SQLite file in the directory unless they say otherwise.
     """
 
     def __init__(
-        self, directory: Path, arguments: tuple[str, ...] = (), *, command: str = "demo", **settings: Any
+        self,
+        directory: Path,
+        arguments: tuple[str, ...] = (),
+        *,
+        command: str = "demo",
+        program: tuple[str, ...] = (sys.executable, "-m", "server"),
+        packages: Path = ROOT,
+        **settings: Any,
     ) -> None:
         self.directory = directory
         self.port = free_port()
@@ -57,7 +66,8 @@ class Demo:
             "commands_burst": 10_000,
             "max_sockets_per_user": 100,
         } | settings
-        self._arguments = (command, *arguments)
+        self._arguments = (*program, command, *arguments)
+        self._packages = packages
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,12 +97,12 @@ class Demo:
         prefix = [guard, "--pdeathsig", "KILL"] if guard else []
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "server", *self._arguments, "--port", str(self.port)],
+                [*prefix, *self._arguments, "--port", str(self.port)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
-                env=environment(**self.settings),
+                env=environment(**self.settings) | {"PYTHONPATH": str(self._packages)},
             )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.is_running():

@@ -16,7 +16,7 @@ import asyncmy
 import pytest
 
 from tests.acceptance.client import CAMDEN, JSON, PASSWORD, Rest, new_key, signed_in
-from tests.acceptance.demo import Demo, environment
+from tests.acceptance.demo import ROOT, Demo, environment
 from tests.acceptance.town import Town
 from tests.certificates import SecuredMariaDB, make_certificates
 from tests.redis_topologies import ENCODED_PASSWORD, ReplicaServer, SecuredRedis, say
@@ -78,7 +78,7 @@ async def test_every_connection_to_the_database_is_encrypted(production: Demo, s
         200,
         {
             "status": "ready",
-            "dependencies": {name: {"status": "ok"} for name in ("database", "schema", "broker", "sequencing")},
+            "dependencies": {name: {"status": "ok"} for name in ("database", "schema", "broker", "sequencing", "node")},
         },
     )
     # The fixture has told the server to insist, after which plain text is refused.
@@ -136,6 +136,42 @@ async def test_metrics_say_how_database_and_redis_are(production: Demo) -> None:
     assert 0 <= seen["fixnado_database_connections_in_use"] <= seen["fixnado_database_connections_most"] == 20
     assert seen["fixnado_timers_overdue"] >= 0
     assert seen["fixnado_outbox_parked_rows"] == 0
+
+
+async def test_every_metric_that_operators_read_of_is_there(production: Demo) -> None:
+    documents = [ROOT / "docs" / "operations.md", ROOT / "docs" / "promises.md"]
+    told = {name for document in documents for name in re.findall(r"\bfixnado_[a-z_]+", document.read_text())}
+    async with Rest(production.base) as rest:
+        text = (await rest.get("/metrics")).raw.decode()
+    assert told
+    assert told <= set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+
+
+async def test_the_rights_in_the_documentation_are_enough(tmp_path: Path, mariadb: MariaDB) -> None:
+    text = " ".join((ROOT / "docs" / "operations.md").read_text().split())
+    (sentence,) = re.findall(r"`migrate` needs (.+?); `serve` needs these four only", text)
+    more, four = sentence.split(" beside ")
+    rights = {"serve": words(four), "migrate": words(more) + words(four)}
+    assert rights["serve"] == ["SELECT", "INSERT", "UPDATE", "DELETE"]
+    name = await mariadb.create_database()
+    for user, some in rights.items():
+        grant = f"GRANT {', '.join(some)} ON {name}.* TO '{user}_{name}'@'%' IDENTIFIED BY 'pw'"
+        await mariadb.execute(grant)
+
+    def settings(user: str) -> dict[str, Any]:
+        return {"database_url": mariadb.url(name).replace("root@", f"{user}_{name}:pw@"), "database_tls": "off"}
+
+    migrate = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "server", "migrate"), cwd=tmp_path, env=environment(**settings("migrate"))
+    )
+    assert await migrate.wait() == 0
+    demo = Demo(tmp_path, **settings("serve"))
+    async with serving(demo), Town(demo.base) as town:
+        await town.assigned()
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[A-Z]{3,}", text)
 
 
 async def test_redis_that_went_is_degraded_and_the_node_stays_ready(

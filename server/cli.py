@@ -106,7 +106,11 @@ def demo(
     traffic: Annotated[float, typer.Option(help="Simulated bookings a minute.", min=0, max=6000)] = 0,
 ) -> None:
     """Serve with a small marketplace to try: accounts, a zone, and traffic if you like."""
-    serving.run(_settings(host=host, port=port, workers=workers), partial(_prepare_demo, traffic), migrate=True)
+    settings = _settings(host=host, port=port, workers=workers)
+    if not (settings.embedded or settings.master_key or settings.kms_key_id):
+        # Nodes that share the demo's database start anywhere, and have no file to share a key by.
+        settings = settings.model_copy(update={"master_key": demo_market.MASTER_KEY})
+    serving.run(settings, partial(_prepare_demo, traffic), migrate=True)
 
 
 async def _prepare_demo(traffic: float, app: Application, address: str) -> None:

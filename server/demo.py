@@ -19,6 +19,9 @@ from server.app import Application
 from server.turns import turn
 
 PASSWORD = "demo-Fixnado-2026"
+MASTER_KEY = "qhM2sNy4qiHBs4J2BiszfI87vqXJ0lGwwykQLp5gG2o="
+"""Known to everybody, like the password: the demo keeps nobody's secrets."""
+
 CUSTOMER = "customer@demo.test"
 ADMIN = "admin@demo.test"
 PROVIDERS = ("provider1@demo.test", "provider2@demo.test", "provider3@demo.test")

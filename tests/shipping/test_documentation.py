@@ -23,6 +23,8 @@ COVERED = {
     "fixnado demo": "tests/server/test_cli.py::test_demo_traffic_makes_the_feed_live",
     "fixnado migrate": "tests/server/test_cli.py::test_migrate_says_what_it_applies_and_nothing_else",
     "fixnado user add": "tests/server/test_cli.py::test_migrate_and_user_add",
+    "fixnado user disable": "tests/server/test_key_commands.py::test_account_is_disabled_and_enabled_by_its_address",
+    "fixnado keys rotate": "tests/server/test_key_commands.py::test_keys_are_rotated_by_two_commands",
     "fixnado epochs renew": "tests/server/test_cli.py::test_epochs_are_renewed_only_when_every_node_is_stopped",
     "fixnado settings": "tests/server/test_cli.py::test_settings_lists_every_setting",
     "fixnado watch": "tests/server/test_cli.py::test_watch_shows_the_feed",

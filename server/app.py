@@ -34,6 +34,7 @@ from channels.realtime import Ports, Realtime
 from channels.redis_address import RedisAddress
 from channels.redis_client import RedisClient
 from channels.throttle import InProcessLimiter
+from channels.throttle_redis import RedisLimiter
 from domain.accounts import Accounts
 from domain.catalogue import COMMANDS, TIMERS
 from domain.commands import Desk
@@ -210,6 +211,10 @@ class Application:
         self.messenger = QueuedMessenger(
             AwsPost(self.aws, settings.mail_from) if settings.mail_from else LocalPost(kept_in), self.metrics
         )
+        self.redis: RedisClient | None = None
+        if settings.redis_url is not None:
+            self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
+            self.redis.on_change(self._note_redis)
         identity = IdentityPorts(
             transactions=self.transactions,
             passwords=self.passwords,
@@ -218,7 +223,7 @@ class Application:
             vault=self.vault,
             codes=TimeBasedCodes(),
             messenger=self.messenger,
-            limiter=InProcessLimiter(),
+            limiter=InProcessLimiter() if self.redis is None else RedisLimiter(self.redis),
             security=AttestedSecurityEvents(self.transactions),
             limits=limit_policy_of(settings),
         )
@@ -230,14 +235,11 @@ class Application:
         # What is live.
         limits = limits_of(settings)
         self.broker: Broker = InProcessBroker()
-        self.redis: RedisClient | None = None
         self._redis_was_well = False
         self.buckets: RedisTokenBuckets | None = None
         self.presence: RedisPresence | None = None
         self.cache: CachedLog | None = None
-        if settings.redis_url is not None:
-            self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
-            self.redis.on_change(self._note_redis)
+        if self.redis is not None:
             self.broker = RedisBroker(self.redis)
             self.log = self.cache = CachedLog(self.log, self.redis)
             self.presence = RedisPresence(self.node_id, self.broker, lambda: self._nodes())

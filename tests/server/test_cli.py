@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import pytest
 
 from server.cli import main
+from server.demo import MASTER_KEY
 from server.settings import Settings
 from tests.acceptance.client import ADMIN, CUSTOMER, PASSWORD, Rest, Socket, signed_in
 from tests.acceptance.demo import Demo, environment
@@ -104,6 +105,11 @@ def test_settings_lists_every_setting(tmp_path: Path) -> None:
         (("--port", "99999"), {}, "FIXNADO_PORT='99999': must be a whole number from 0 to 65535"),
         ((), {"prot": "1"}, "FIXNADO_PROT: there is no such setting; did you mean FIXNADO_PORT?"),
         (("--workers", "2"), {}, "FIXNADO_WORKERS=2: more than one process needs FIXNADO_REDIS_URL"),
+        (
+            ("--port", "0"),
+            {"database_url": "mysql+asyncmy://root@127.0.0.1:1/fixnado"},
+            "FIXNADO_MASTER_KEY or FIXNADO_KMS_KEY_ID must be set, the same on every node",
+        ),
     ],
 )
 def test_a_wrong_setting_stops_the_start_with_one_line(
@@ -134,6 +140,7 @@ def away() -> dict[str, Any]:
         "database_url": f"mysql+asyncmy://root:hidden-secret@127.0.0.1:{free_port()}/fixnado",
         "database_tls": "off",
         "database_timeout_seconds": 0.5,
+        "master_key": MASTER_KEY,
     }
 
 
@@ -179,7 +186,7 @@ def test_a_certificate_file_without_a_certificate_is_said(fixnado: CommandLine, 
 
 def test_a_schema_that_is_not_there_is_said(tmp_path: Path, mariadb: MariaDB) -> None:
     url = mariadb.url(asyncio.run(mariadb.create_database()))
-    line = the_line(process(tmp_path, "serve", "--port", "0", database_url=url, database_tls="off"))
+    line = the_line(process(tmp_path, "serve", "--port", "0", database_url=url, database_tls="off", master_key=MASTER_KEY))
     assert line == "The database schema is not up to date: run `fixnado migrate`."
 
 

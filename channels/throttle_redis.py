@@ -101,9 +101,7 @@ class RedisLimiter:
         size, clock: of this node's own counts; see :class:`InProcessLimiter`.
     """
 
-    def __init__(
-        self, client: RedisClient, size: int = 50_000, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, client: RedisClient, size: int = 50_000, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
         self._own = InProcessLimiter(size, clock)
         self._resting_until = 0.0

@@ -64,7 +64,8 @@ class LimitPolicy:
 
     Attributes:
         requests: to every door, of one address.
-        address: wrong passwords and tokens from one address; generous, as a household or an office may share it.
+        address: wrong passwords and tokens, and requests for resets, from one address; generous, as a household
+            or an office may share it.
         account: wrong passwords of one account.
         codes: wrong one-time codes of one account. Six digits and three time steps make a guess right once in 333,333
             times; 24 guesses a day would need decades (NIST SP 800-63B, section 5.2.2, asks for at most 100 in a row).

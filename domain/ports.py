@@ -477,7 +477,9 @@ class Limiter(Protocol):
 
 
 class SecurityEvents(Protocol):
-    """What people who watch over security want to know."""
+    """What people who watch over security want to know of what changes nothing: a wrong password, a refusal. What does
+    change something is attested in its own transaction (:meth:`UnitOfWork.attest`).
+    """
 
     async def record(self, kind: str, user_id: str | None, details: JSON) -> None:
         """Called once what it tells has happened. ``details`` holds no secrets. Never fails its caller."""

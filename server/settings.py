@@ -151,7 +151,7 @@ class Settings(BaseModel):
     master_key: str | None = _text(
         None,
         "What stored secrets are encrypted under: base64 of 32 bytes; after a comma, the one before. Without it and"
-        " without FIXNADO_KMS_KEY_ID one is made in a file beside the embedded database; with any other, one must be set.",
+        " without FIXNADO_KMS_KEY_ID one is made in a file beside the embedded database; any other needs one.",
         allowed="base64 of 32 random bytes, such as `openssl rand -base64 32` prints; several separated by commas",
         secret=True,
     )

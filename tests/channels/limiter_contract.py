@@ -1,4 +1,4 @@
-"""What every limiter at the doors must do. A test module subclasses :class:`LimiterContract` and gives it the fixture."""
+"""What every limiter at the doors must do. A test module subclasses :class:`LimiterContract` with a fixture `doors`."""
 
 from __future__ import annotations
 

@@ -186,7 +186,9 @@ def test_a_certificate_file_without_a_certificate_is_said(fixnado: CommandLine, 
 
 def test_a_schema_that_is_not_there_is_said(tmp_path: Path, mariadb: MariaDB) -> None:
     url = mariadb.url(asyncio.run(mariadb.create_database()))
-    line = the_line(process(tmp_path, "serve", "--port", "0", database_url=url, database_tls="off", master_key=MASTER_KEY))
+    line = the_line(
+        process(tmp_path, "serve", "--port", "0", database_url=url, database_tls="off", master_key=MASTER_KEY)
+    )
     assert line == "The database schema is not up to date: run `fixnado migrate`."
 
 

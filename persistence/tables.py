@@ -176,7 +176,7 @@ refresh_tokens = Table(
     Column("token_hash", String(64), primary_key=True),
     Column("session_id", Id, ForeignKey("sessions.id"), nullable=False, index=True),
     Column("issued_at", UtcDateTime, nullable=False),
-    Column("expires_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False, index=True),
     Column("used_at", UtcDateTime),
     Column("successor_nonce", String(64)),  # with the old token (never stored) it yields the successor again
     Column("successor_hash", String(64)),

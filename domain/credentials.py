@@ -89,17 +89,17 @@ class Credentials:
         await tell(self._ports, Letter(LetterKind.PASSWORD_CHANGED, Medium.EMAIL, user.email))
 
     async def request_reset(self, params: ResetParams, origin: Origin) -> JSON:
-        """Sends a reset token to the address if it is somebody's. The answer and the work are the same if not.
+        """Sends a reset token to the address if it is somebody's who has a password here. The answer and the work are
+        the same if not.
 
         Raises:
             TooManyRequests: too many requests from the address, or for the account, known or not.
         """
         await self._gate.enter(origin.address)
-        await self._gate.letter(account_key(params.email))
-        # Each writes, whoever it is about, so each counts: an address that asks for many is slowed down.
-        await self._gate.failed(origin.address)
+        await self._gate.letter(account_key(params.email), origin.address)
         user = await self._transactions.read(lambda uow: uow.people.by_email(params.email))
-        if user is not None and user.disabled_at is not None:
+        if user is not None and (user.disabled_at is not None or user.own_password_hash is None):
+            # Who signs in elsewhere has no password here, and gets none: it would open a door past the issuer's.
             user = None
         token = new_token(RESET_PREFIX)
 
@@ -134,7 +134,9 @@ class Credentials:
         async def work(uow: UnitOfWork) -> str:
             user = await uow.people.lock_user(user_id)
             locked = await uow.challenges.lock(hashed)
-            if user is None or user.disabled_at is not None or locked is None or not locked.is_open(uow.now):
+            if user is None or user.disabled_at is not None or user.own_password_hash is None:
+                raise InvalidToken
+            if locked is None or not locked.is_open(uow.now):
                 raise InvalidToken
             # This token is among what ends here.
             await self._replace(uow, user_id, password_hash, "password_reset", origin)

@@ -64,12 +64,12 @@ class LimitPolicy:
 
     Attributes:
         requests: to every door, of one address.
-        address: wrong passwords and tokens, and requests for resets, from one address; generous, as a household
-            or an office may share it.
+        address: wrong passwords and tokens from one address; generous, as a household or an office may share it.
         account: wrong passwords of one account.
         codes: wrong one-time codes of one account. Six digits and three time steps make a guess right once in 333,333
             times; 24 guesses a day would need decades (NIST SP 800-63B, section 5.2.2, asks for at most 100 in a row).
         letters: messages to one account, each of which counts.
+        letters_from: messages asked for from one address, to whomever: each costs money, or somebody's patience.
     """
 
     requests: Rate = Rate("auth-requests", 20.0, 300)
@@ -77,6 +77,7 @@ class LimitPolicy:
     account: Delays = Delays("auth-account", 10, 1.0, 60.0, 3_600.0)
     codes: Delays = Delays("auth-codes", 5, 30.0, 3_600.0, 0.0)
     letters: Delays = Delays("auth-letters", 5, 60.0, 900.0, 3_600.0)
+    letters_from: Delays = Delays("auth-letters-from", 50, 1.0, 60.0, 3_600.0)
 
 
 class Gate:
@@ -113,10 +114,14 @@ class Gate:
         """
         await self._limiter.forget(self._policy.account, account)
 
-    async def letter(self, account: str) -> None:
-        """One message to this account."""
+    async def letter(self, account: str, address: str) -> None:
+        """One message to this account, known or not, asked for from this address."""
+        if address:
+            _refuse(await self._limiter.attempt(self._policy.letters_from, line_of(address)))
         _refuse(await self._limiter.attempt(self._policy.letters, account))
         await self._limiter.failed(self._policy.letters, account)
+        if address:
+            await self._limiter.failed(self._policy.letters_from, line_of(address))
 
     async def failures(self, account: str) -> int:
         """Recent wrong passwords of this account."""

@@ -192,7 +192,7 @@ class SecondFactor:
         data: dict[str, Any] = {"methods": methods, "device": device, "trust_parts": assessed.parts}
         sent = None
         if not factors:
-            await self._gate.letter(account_key(user.email))
+            await self._gate.letter(account_key(user.email), origin.address)
             sent = new_code()
             data["sent_by"] = FactorKind.EMAIL.value
         await self._open_challenge(Purpose.SIGN_IN, user.id, token, data, sent, origin)
@@ -325,7 +325,7 @@ class SecondFactor:
             await uow.factors.put(Factor(user.id, kind, sealed, hint, last_step=0, created_at=uow.now))
 
         if kind is not FactorKind.TOTP:
-            await self._gate.letter(account_key(user.email))
+            await self._gate.letter(account_key(user.email), origin.address)
         await self._transactions.write(work, origin)
         if kind is FactorKind.TOTP:
             uri = self._ports.codes.uri(secret, user.email)
@@ -528,7 +528,7 @@ class SecondFactor:
             to = user.email
         else:
             raise NotEnrolled
-        await self._gate.letter(account_key(user.email))
+        await self._gate.letter(account_key(user.email), origin.address)
         code = new_code()
 
         async def work(uow: UnitOfWork) -> None:

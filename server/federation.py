@@ -143,7 +143,10 @@ class IssuerKeys:
         # OpenID Connect Discovery 1.0, section 4: under the issuer's own name, and it must call itself that.
         described = await self._fetch(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         address = described.get("jwks_uri")
-        if described.get("issuer") != issuer or not isinstance(address, str) or not may_fetch(address):
+        # Keys are found no less safely than they were looked for: an issuer elsewhere cannot send us to this machine.
+        here = urlsplit(issuer).scheme == "http"
+        fine = isinstance(address, str) and may_fetch(address) and (here or urlsplit(address).scheme == "https")
+        if described.get("issuer") != issuer or not fine:
             raise FetchFailed("its discovery document names another issuer or no keys")
         published = (await self._fetch(address)).get("keys")
         keys = {}
@@ -207,6 +210,8 @@ class IssuerTokens:
             not isinstance(subject, str)
             or not 0 < len(subject) <= 255
             or not subject.isprintable()
+            # MySQL compares without spaces at the end: two subjects would be one person.
+            or subject != subject.strip()
             or type(claims["exp"]) is not int
         ):
             raise InvalidToken

@@ -26,6 +26,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from channels.ports import Doorman
+from channels.protocol import InvalidRequest, check_members
 from domain.accounts import Accounts
 from domain.commands import Desk, validated
 from domain.credentials import Credentials
@@ -79,7 +80,7 @@ class Finding:
 
 
 class BadRequest(FixnadoError):
-    """The body is not JSON, or no object."""
+    """The body is not JSON, no object, or one that two parsers may read differently."""
 
     type = "bad_request"
     status = 400
@@ -204,12 +205,17 @@ class Surface:
             chunks.append(chunk)
         if not size:
             return {}
+        text = b"".join(chunks)
         try:
-            body = orjson.loads(b"".join(chunks))
+            body = orjson.loads(text)
         except orjson.JSONDecodeError:
             raise BadRequest from None
         if not isinstance(body, dict):
             raise BadRequest
+        try:
+            check_members(body, text.decode())
+        except InvalidRequest as error:
+            raise BadRequest(error.message) from None
         return body
 
     async def _jwks(self, _: Request) -> Response:

@@ -198,6 +198,26 @@ async def test_a_large_body_is_refused_while_it_comes(backroom: Backroom) -> Non
     assert sent <= 1200
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"booking_id": "mine", "booking_id": "yours"}',
+        b'{"location": {"lat": 1, "lat": 2}}',
+        b"[" * 40 + b"]" * 40,
+        b'{"a":' * 40 + b"1" + b"}" * 40,
+        b'{"price": NaN}',
+        b'{"name": "\xff"}',
+        b'{"name": "\\ud800"}',
+    ],
+)
+async def test_a_body_that_could_be_read_in_two_ways_is_refused(
+    client: httpx.AsyncClient, backroom: Backroom, body: bytes
+) -> None:
+    answer = await client.post("/commands/thing.do", content=body, headers=SIGNED_IN)
+    assert (answer.status_code, answer.json()["type"]) == (400, "bad_request")
+    assert backroom.asked == []
+
+
 # --- health -----------------------------------------------------------------------------------------------------------
 
 

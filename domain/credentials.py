@@ -96,7 +96,7 @@ class Credentials:
             TooManyRequests: too many requests from the address, or for the account, known or not.
         """
         await self._gate.enter(origin.address)
-        await self._gate.letter(account_key(params.email), origin.address)
+        await self._gate.reset(account_key(params.email), origin.address)
         user = await self._transactions.read(lambda uow: uow.people.by_email(params.email))
         if user is not None and (user.disabled_at is not None or user.own_password_hash is None):
             # Who signs in elsewhere has no password here, and gets none: it would open a door past the issuer's.

@@ -330,6 +330,7 @@ class Application:
             metrics=self.metrics,
             checks=self.checks(),
             documents=specs.documents(),
+            spend=self.realtime.spend,
         )
         self.asgi = self._asgi()
 

@@ -30,7 +30,7 @@ from channels.protocol import InvalidRequest, check_members
 from domain.accounts import Accounts
 from domain.commands import Desk, validated
 from domain.credentials import Credentials
-from domain.errors import FixnadoError, InvalidParams, NotAuthenticated
+from domain.errors import FixnadoError, InvalidParams, NotAuthenticated, TooManyRequests
 from domain.identity import Actor
 from domain.second_factor import SecondFactor
 from domain.types import JSON, Origin, Point
@@ -122,6 +122,7 @@ class Surface:
     Attributes:
         checks: per dependency by name, for readiness.
         documents: generated specifications by path.
+        spend: takes one request from a user's bucket, the one that counts on sockets too; seconds to wait, or 0.
     """
 
     accounts: Accounts
@@ -133,6 +134,7 @@ class Surface:
     metrics: Metrics
     checks: Mapping[str, Check]
     documents: Mapping[str, JSON]
+    spend: Callable[[str], float] = lambda _: 0.0
     max_body_bytes: int = 65_536
     check_timeout_seconds: float = 2.0
 
@@ -193,7 +195,11 @@ class Surface:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise NotAuthenticated
-        return (await self.doorman.authenticate(token.strip())).actor
+        actor = (await self.doorman.authenticate(token.strip())).actor
+        wait_seconds = self.spend(actor.user_id)
+        if wait_seconds > 0:
+            raise TooManyRequests(wait_seconds)
+        return actor
 
     async def _body(self, request: Request) -> JSON:
         chunks: list[bytes] = []

@@ -13,6 +13,8 @@ import pytest
 
 from domain.identity import Role
 from domain.types import JSON, Origin
+from server.app import Application
+from server.passwords import Passwords
 from tests.channels.fakes import until
 from tests.server.running import PASSWORD, Running, Socket, running
 from tests.services import RedisServer
@@ -23,11 +25,18 @@ BOUND_SECONDS = 2.0
 """Twice what is promised, for a machine that does a lot beside this."""
 
 
+def cheaply(app: Application) -> None:
+    """What a hash costs is tested elsewhere; here it would only take time."""
+    app.passwords.close()
+    app.passwords.__dict__.update(Passwords(memory_kib=64).__dict__)
+
+
 @asynccontextmanager
 async def two_nodes(database_url: str, redis_url: str, **settings: Any) -> AsyncIterator[tuple[Running, Running]]:
     async with AsyncExitStack() as stack:
         nodes = [
-            await stack.enter_async_context(running(database_url, redis_url=redis_url, **settings)) for _ in range(2)
+            await stack.enter_async_context(running(database_url, cheaply, redis_url=redis_url, **settings))
+            for _ in range(2)
         ]
         for node in nodes:
             redis = node.app.redis

@@ -145,9 +145,10 @@ class IssuerKeys:
         address = described.get("jwks_uri")
         # Keys are found no less safely than they were looked for: an issuer elsewhere cannot send us to this machine.
         here = urlsplit(issuer).scheme == "http"
-        fine = isinstance(address, str) and may_fetch(address) and (here or urlsplit(address).scheme == "https")
-        if described.get("issuer") != issuer or not fine:
+        if described.get("issuer") != issuer or not isinstance(address, str) or not may_fetch(address):
             raise FetchFailed("its discovery document names another issuer or no keys")
+        if not here and urlsplit(address).scheme != "https":
+            raise FetchFailed("its discovery document names keys that are not reached over TLS")
         published = (await self._fetch(address)).get("keys")
         keys = {}
         for shape in published if isinstance(published, list) else ():

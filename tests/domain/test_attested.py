@@ -13,7 +13,7 @@ from sqlalchemy import Table, select
 from domain.credentials import ResetParams
 from domain.errors import TooManyRequests
 from domain.identity import Actor
-from persistence import tables, unit_of_work
+from persistence import audit_log, tables, unit_of_work
 from tests.domain.marketplace import ORIGIN, Marketplace, refused
 from tests.domain.office import ANN, PASSWORD, Office, from_address
 
@@ -58,17 +58,17 @@ async def _recovery(ann: Ann) -> object:
     return await ann.office.verify(await ann.office.challenge(), ann.codes[5])
 
 
-async def _change(ann: Ann) -> object:
-    return await ann.office.change(ann.actor, NEW_PASSWORD)
+async def _change(ann: Ann) -> None:
+    await ann.office.change(ann.actor, NEW_PASSWORD)
 
 
-async def _reset(ann: Ann) -> object:
-    return await ann.office.confirm_reset(await ann.office.reset_token(), NEW_PASSWORD)
+async def _reset(ann: Ann) -> None:
+    await ann.office.confirm_reset(await ann.office.reset_token(), NEW_PASSWORD)
 
 
-async def _forget(ann: Ann) -> object:
+async def _forget(ann: Ann) -> None:
     (device,) = (await ann.office.accounts.devices(ann.actor))["devices"]
-    return await ann.office.accounts.forget_device(ann.actor, device["id"], ORIGIN)
+    await ann.office.accounts.forget_device(ann.actor, device["id"], ORIGIN)
 
 
 async def _stranger_enrols(ann: Ann) -> object:
@@ -98,7 +98,7 @@ async def test_deed_is_attested_and_is_undone_when_it_cannot_be(
     office = ann.office
     before = await _access(office)
     attested = len(office.market.attested)
-    append = unit_of_work.append_to_audit_log
+    append = audit_log.append_to_audit_log
 
     async def dies(connection: object, facts: object, *rest: object) -> object:
         # The process ends between what was done and the row that says so.
@@ -150,7 +150,7 @@ UNDONE: dict[str, set[str]] = {
 }
 
 
-async def _access(office: Office) -> dict[str, set[object]]:
+async def _access(office: Office) -> dict[str, set[tuple[object, ...]]]:
     """What access consists of, as it is stored."""
     found = {}
     for name, (table, columns) in KEPT.items():

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyotp
 import pytest
@@ -196,7 +197,7 @@ async def test_server_does_not_start_without_its_master_key(credentials: None, s
 async def test_without_kms_no_authenticator_code_lets_anybody_in_and_a_recovery_code_does(
     aws: Aws, moto: Moto, sqlite_url: str
 ) -> None:
-    kms = {"kms_key_id": await new_key(aws), "aws_region": "eu-west-2", "aws_endpoint_url": moto.url}
+    kms: dict[str, Any] = {"kms_key_id": await new_key(aws), "aws_region": "eu-west-2", "aws_endpoint_url": moto.url}
     async with running(sqlite_url, master_key=None, **kms) as server:
         await server.user("ann@kms.test", Role.CUSTOMER)
         signed_in, origin = await server.actor("ann@kms.test"), Origin("test", address="192.0.2.1")

@@ -241,8 +241,9 @@ async def _with_credentials(work: Callable[[Credentials], Awaitable[None]]) -> N
     configure_logging(settings.log_format, "warning")
     app = Application(settings)
     try:
-        await app.checks()["schema"]()
-        await work(app.credentials)
+        with database_explained(settings):
+            await app.checks()["schema"]()
+            await work(app.credentials)
     finally:
         app.passwords.close()
         app.aws.close()
@@ -257,7 +258,8 @@ def verify_audit() -> None:
     async def walk(told: Callable[[int, int], None]) -> Verdict:
         database = Database(settings.database_url, database_options(settings))
         try:
-            return await verify_audit_log(database, told)
+            with database_explained(settings):
+                return await verify_audit_log(database, told)
         finally:
             await database.close()
 

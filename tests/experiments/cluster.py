@@ -119,10 +119,8 @@ class Cluster:
         self.url = mariadb.url(asyncio.run(mariadb.create_database()))
         common: dict[str, Any] = {
             "database_tls": "off",
-            "database_timeout_seconds": 2,
-            "database_pool_size": 5,
             "drain_seconds": 0.5,
-            "shutdown_deadline_seconds": 4,
+            "shutdown_deadline_seconds": 8,
         }
         url = self.url
         self.nodes = [

@@ -264,7 +264,7 @@ def verify_audit() -> None:
             await database.close()
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("Walking the audit log", total=None)
         verdict = asyncio.run(walk(lambda done, total: bar.update(task, completed=done, total=total)))
     if verdict.broken is not None:

@@ -30,13 +30,14 @@ class Wire(Proxy):
     Attributes:
         cuts_commits: a COMMIT is passed on and its reply swallowed, then the connection is cut.
         commits_cut: how often that was done.
+        loses_answers: what the target says is swallowed, what it is told is not.
     """
 
     def __init__(self, target_port: int) -> None:
         super().__init__(target_port)
         self.cuts_commits = False
         self.commits_cut = 0
-        self._cut_next: set[asyncio.Task[None] | None] = set()
+        self.loses_answers = False
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
@@ -54,7 +55,7 @@ class Wire(Proxy):
 
     async def _copy_answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
-            if self.swallowing or (self.cuts_commits and self.commits_cut):
+            if self.swallowing or self.loses_answers or (self.cuts_commits and self.commits_cut):
                 continue
             writer.write(data)
             await writer.drain()
@@ -95,7 +96,7 @@ class Cluster:
     """Three demo nodes. The last one reaches Redis and the database through wires.
 
     Attributes:
-        url: of the database, not through a wire.
+        database, url: name and address of the database, not through a wire.
         to_redis, to_database: the wires of the last node.
     """
 
@@ -116,7 +117,8 @@ class Cluster:
         self._backstage = backstage
         # A process dies with the thread that started it, so that must live as long as the cluster.
         self._starters = starters
-        self.url = mariadb.url(asyncio.run(mariadb.create_database()))
+        self.database = asyncio.run(mariadb.create_database())
+        self.url = mariadb.url(self.database)
         common: dict[str, Any] = {
             "database_tls": "off",
             "drain_seconds": 0.5,
@@ -158,7 +160,7 @@ class Cluster:
     def heal(self) -> None:
         """Undoes whatever an experiment did: everything runs and every wire is whole when this returns."""
         for wire in (self.to_redis, self.to_database):
-            wire.swallowing = wire.refusing = wire.cuts_commits = False
+            wire.swallowing = wire.refusing = wire.cuts_commits = wire.loses_answers = False
             wire.commits_cut = 0
         for service in (self.mariadb, self.redis):
             if service.is_running():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 import time
 import urllib.request
@@ -171,6 +170,18 @@ class Cluster:
         for node in self.nodes:
             wait_until_ready(node)
 
+    async def measured(self, name: str, value: float, *nodes: Demo, seconds: float = 15.0) -> float:
+        """How long it took, in seconds, until these nodes (all, by default) measured this."""
+
+        async def one(node: Demo) -> None:
+            while (await asyncio.to_thread(metrics, node)).get(name) != value:
+                await asyncio.sleep(0.05)
+
+        began = time.monotonic()
+        async with asyncio.timeout(seconds):
+            await asyncio.gather(*map(one, nodes or self.nodes))
+        return time.monotonic() - began
+
     def leader(self) -> Demo:
         """The node that sequences events."""
         return next(node for node in self.nodes if node.is_running() and metrics(node)["fixnado_sequencer_leading"])
@@ -189,11 +200,6 @@ def wait_until_ready(node: Demo, seconds: float = 30.0) -> None:
     while not (node.is_ready() and metrics(node)['fixnado_event_path{state="ok"}']):
         assert time.monotonic() < ends, f"not well again: {node.output()[-3000:]}"
         time.sleep(0.05)
-
-
-def tracebacks(node: Demo) -> list[str]:
-    """Lines of the log that hold one: nothing that an experiment does should be a surprise to the server."""
-    return [line for line in node.output().splitlines() if re.search(r"Traceback|\"exception\"", line)]
 
 
 @contextmanager

@@ -11,11 +11,11 @@ import pytest
 
 from domain.types import Origin
 from server.app import Application
+from server.demo import MASTER_KEY
 from server.settings import Settings
 from tests.acceptance.client import PROVIDERS, Rest, Socket, new_key, signed_in
 from tests.acceptance.town import refusal
 from tests.experiments.cluster import Cluster
-from tests.experiments.test_redis import measured
 
 Report = Callable[..., None]
 REVOKED = 4503
@@ -28,7 +28,7 @@ async def redis_as(town: Cluster, state: str) -> AsyncIterator[float]:
         yield 1.0
         return
     town.redis.pause()
-    await measured(town, 'fixnado_event_path{state="tailing"}', 1)
+    await town.measured('fixnado_event_path{state="tailing"}', 1)
     try:
         yield 2.0
     finally:
@@ -89,7 +89,9 @@ async def test_access_that_is_taken_away_is_gone_on_other_nodes(town: Cluster, r
 
 async def disable(town: Cluster, email: str) -> float:
     """What ``fixnado user disable`` does; when it was committed."""
-    app = Application(Settings.load({}, None, {"database_url": town.url, "database_tls": "off"} | KEY))
+    app = Application(
+        Settings.load({}, None, {"database_url": town.url, "database_tls": "off", "master_key": MASTER_KEY})
+    )
     try:
         await app.credentials.disable(email, Origin("experiment", actor_id="cli"))
         return time.monotonic()
@@ -97,6 +99,3 @@ async def disable(town: Cluster, email: str) -> float:
         app.passwords.close()
         app.aws.close()
         await app.database.close()
-
-
-KEY = {"master_key": "qhM2sNy4qiHBs4J2BiszfI87vqXJ0lGwwykQLp5gG2o="}

@@ -14,14 +14,14 @@ from tests.experiments.load import Play
 
 
 async def experiment(demo: Demo, kills: int) -> None:
-    async def trouble(_: Play) -> None:
+    async def trouble(play: Play) -> None:
         for _ in range(kills):
             await asyncio.sleep(random.uniform(0.6, 2.0))
             demo.kill()
             await asyncio.to_thread(demo.start)
-        await asyncio.sleep(1.0)
+        await play.more(20)
 
-    verdict = await Play([demo.base], demo.rows).run(trouble, customers=3)
+    verdict = await Play([demo.base], demo.rows).run(trouble)
     print(verdict)
     verdict.hold()
     assert verdict.expected > 100

@@ -121,6 +121,7 @@ class Cluster:
         common: dict[str, Any] = {
             "database_tls": "off",
             "drain_seconds": 0.5,
+            "offer_scheduled_seconds": 2,  # of those that nobody is meant to accept
             "shutdown_deadline_seconds": 8,
         }
         url = self.url
@@ -174,7 +175,7 @@ class Cluster:
         """How long it took, in seconds, until these nodes (all, by default) measured this."""
 
         async def one(node: Demo) -> None:
-            while (await asyncio.to_thread(metrics, node)).get(name) != value:
+            while (await asyncio.to_thread(metrics, node)).get(name) != value:  # noqa: ASYNC110 — it tells nobody
                 await asyncio.sleep(0.05)
 
         began = time.monotonic()

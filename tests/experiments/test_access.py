@@ -71,7 +71,7 @@ async def test_access_that_is_taken_away_is_gone_on_other_nodes(town: Cluster, r
             joined = await member.call("invitation.accept", {"token": issued["token"], "key": new_key()})
             channel = f"provider:{organisation['provider_id']}"
             async with asyncio.timeout(5):
-                while "error" in await member.exchange("channel.subscribe", {"channel": channel}):
+                while "error" in await member.exchange("channel.subscribe", {"channel": channel}):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             remove = {**place, "user_id": joined["member"]["user_id"], "key": new_key()}
             began = time.monotonic()

@@ -20,6 +20,7 @@ from channels.hub import Hub
 from domain import availability
 from domain.commands import Desk
 from domain.context import Context
+from domain.errors import Unavailable
 from domain.ports import Clock, Timer
 from domain.types import JSON, Origin, new_id
 from persistence.database import Database
@@ -78,11 +79,15 @@ class Workers:
             try:
                 await run(self._stop)
                 return
-            except Exception:
+            except Exception as error:
                 if clock() - started > LONGEST_PAUSE_SECONDS:
                     # It had recovered: this is a new trouble, not the old one.
                     pause_seconds = FIRST_PAUSE_SECONDS
-                log.exception("worker_failed", worker=name, again_in_seconds=round(pause_seconds, 1))
+                # An outage is no defect of a worker: where it failed says nothing, times every worker and every retry.
+                defect = not isinstance(error, Unavailable)
+                tell = log.error if defect else log.warning
+                why, again = repr(error), round(pause_seconds, 1)
+                tell("worker_failed", worker=name, why=why, again_in_seconds=again, exc_info=defect)
             await pause(self._stop, random.uniform(pause_seconds / 2, pause_seconds))
             pause_seconds = min(pause_seconds * 2, LONGEST_PAUSE_SECONDS)
 

@@ -160,6 +160,16 @@ def test_a_database_file_that_cannot_be_is_said(fixnado: CommandLine) -> None:
     assert "/proc/nowhere" in the_line(done)
 
 
+@pytest.mark.parametrize("arguments", [("serve", "--port", "0"), ("audit", "verify"), ("serve", "--workers", "2")])
+def test_a_file_that_is_no_database_is_said_in_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """In a process of its own: what is left of the driver speaks up when the interpreter ends."""
+    (tmp_path / "broken.db").write_bytes(b"not a database" * 600)
+    settings = {"redis_url": "redis://127.0.0.1:1", "port": 0, "database_url": "sqlite+aiosqlite:///broken.db"}
+    done = process(tmp_path, *arguments, **settings)
+    assert the_line(done) == "the database file broken.db cannot be used: file is not a database"
+    assert "Traceback" not in done.stderr
+
+
 def test_mysql_without_tls_is_said_with_the_setting_that_allows_it(fixnado: CommandLine, mariadb: MariaDB) -> None:
     line = the_line(fixnado("migrate", database_url=mariadb.url("mysql")))
     assert line == (

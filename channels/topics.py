@@ -138,9 +138,10 @@ def route(event: Event) -> Sequence[str]:
     match subject:
         case "booking" | "sla" | "dispute":
             channels += [f"booking:{to.booking}"] if to.booking else []
-            if subject != "sla":
-                channels += [f"user:{user}" for user in to.users]
-                channels += [f"organisation:{organisation}" for organisation in to.organisations]
+            channels += [f"user:{user}" for user in to.users]
+            channels += [f"organisation:{organisation}" for organisation in to.organisations]
+            # That a deadline was met, operators see from the booking's own event.
+            if event.type != "sla.met":
                 channels.append(ADMIN_BOOKINGS)
         case "offer":
             channels += [f"provider:{provider}" for provider in to.providers]

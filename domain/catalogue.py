@@ -12,6 +12,7 @@ from types import MappingProxyType
 from domain import (
     availability,
     bookings,
+    deadlines,
     dispatch,
     flags,
     invitations,
@@ -73,6 +74,10 @@ _COMMANDS = (
     Command("service.list",         "What can be booked.",                      _ANY,        _READ,    NoParams,                   providers.ServiceList,       providers.list_services),
     Command("zone.list",            "Where.",                                   _ANY,        _READ,    NoParams,                   providers.ZoneList,          providers.list_zones),
     Command("provider.list",        "Every provider with its live status.",     _OPERATIONS, _READ,    NoParams,                   providers.ProviderList,      providers.list_providers),
+    Command("sla.at_risk",          "Deadlines to come, soonest first.",        _OPERATIONS, _READ,    deadlines.AtRisk,           deadlines.RiskList,          deadlines.list_at_risk),
+    Command("sla.list_policies",    "What is promised, as it was set.",         _OPERATIONS, _READ,    NoParams,                   deadlines.PolicyList,        deadlines.list_policies),
+    Command("sla.get_policy",       "What holds for a service in a zone.",      _OPERATIONS, _READ,    deadlines.GetPolicy,        deadlines.EffectivePolicy,   deadlines.get_policy),
+    Command("sla.set_policy",       "Say what is promised from now on.",        _OPERATIONS, _KEYED,   deadlines.SetPolicy,        deadlines.PolicyResult,      deadlines.set_policy),
     Command("organisation.list",    "One's organisations.",                     _ANY,        _READ,    NoParams,                   organisations.OrganisationList,   organisations.list_own),
     Command("organisation.get",     "Look at an organisation.",                 _SEE,        _READ,    organisations.OrganisationRef, organisations.OrganisationResult, organisations.get),
     Command("organisation.invite",  "Ask somebody in.",                         _MANAGE,     _KEYED,   invitations.Invite,       invitations.InvitationResult, invitations.invite),
@@ -113,6 +118,9 @@ _EVENTS = (
     EventType("booking.rescue_needed",        "Dispatch is out of ideas: operations, please.", _BookingEvent),
     EventType("dispute.opened",               "A party disagrees.",                            _BookingEvent),
     EventType("dispute.resolved",             "Operations settled it.",                        _BookingEvent),
+    EventType("sla.warned",                   "A deadline is near: 80 % of its time is over.", deadlines.SlaEventData),
+    EventType("sla.breached",                 "A deadline was missed.",                        deadlines.SlaEventData),
+    EventType("sla.met",                      "A deadline was kept.",                          deadlines.SlaEventData),
     EventType("offer.made",                   "A provider is asked.",                          offers.OfferMadeData),
     EventType("offer.accepted",               "A provider said yes.",                          offers.OfferClosedData),
     EventType("offer.declined",               "A provider said no.",                           offers.OfferClosedData),
@@ -147,6 +155,7 @@ TIMERS = MappingProxyType(
     {
         "dispatch": dispatch.advance,
         "rescue": dispatch.rescue_over,
+        deadlines.TIMER: deadlines.clock_due,
         availability.LINGER: availability.linger_over,
     }
 )

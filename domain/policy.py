@@ -32,6 +32,9 @@ class Policy:
     eta_interval_seconds: float = 30
     commission_percent: int = 15
     response_target_seconds: float = 300
+    arrival_target_seconds: float = 3600
+    arrival_grace_seconds: float = 900
+    completion_target_factor: float = 1.5
     idempotency_hours: float = 24
     invitation_days: float = 7
     eta: EtaEstimator = field(default_factory=GreatCircleEta)

@@ -23,6 +23,7 @@ from domain.types import JSON, Interval, Origin, Point
 
 if TYPE_CHECKING:
     from domain.bookings import Booking, Status
+    from domain.deadlines import SlaPolicy
     from domain.factors import Challenge, CodeGuard, Factor, FactorKind, KnownDevice
     from domain.flags import Flag
     from domain.invitations import Invitation
@@ -260,6 +261,18 @@ class Bookings(Protocol):
 
     async def decline(self, booking_id: str, provider_id: str) -> None:
         """This provider is not asked again for this booking."""
+
+    async def save_sla(self, booking: Booking) -> None:
+        """Writes the clocks alone; their own version rises, the booking's stays."""
+
+    async def soonest_due(self, zone_id: str | None, now: datetime, limit: int) -> Sequence[Booking]:
+        """Bookings with a deadline to come, the soonest first."""
+
+    async def sla_policies(self, service_id: str | None = None, zone_id: str | None = None) -> Sequence[SlaPolicy]:
+        """Every policy, or those that hold for a service in a zone."""
+
+    async def put_sla_policy(self, policy: SlaPolicy) -> SlaPolicy:
+        """Adds the policy, or takes the place of the one for the same service and zone, raising its version."""
 
 
 class Offers(Protocol):

@@ -401,10 +401,27 @@ bookings = Table(
     Column("assigned_at", UtcDateTime),
     Column("arrived_at", UtcDateTime),
     Column("completed_at", UtcDateTime),
+    Column("sla", JsonText, nullable=False),
+    Column("sla_due_at", UtcDateTime, index=True),  # the soonest deadline that can still be missed
+    Column("sla_breached", Integer, nullable=False),  # clocks that were
     *_audit(),
     Index(None, "customer_id", "id"),
     Index(None, "provider_id", "status"),
     Index(None, "status", "id"),
+    Index(None, "zone_id", "status"),
+)
+
+sla_policies = Table(  # ``*`` in place of an id: every service, every zone
+    "sla_policies",
+    metadata,
+    Column("service_id", Id, primary_key=True),
+    Column("zone_id", Id, primary_key=True),
+    Column("response_seconds", Integer),
+    Column("arrival_seconds", Integer),
+    Column("grace_seconds", Integer),
+    Column("completion_seconds", Integer),
+    Column("version", Integer, nullable=False),
+    *_audit(),
 )
 
 booking_declines = Table(  # who must not be asked again for a booking: declined, or withdrew from it

@@ -287,6 +287,24 @@ def upgrade() -> None:
         mysql_engine="InnoDB",
     )
     op.create_table(
+        "sla_policies",
+        sa.Column("service_id", sa.String(length=64), nullable=False),
+        sa.Column("zone_id", sa.String(length=64), nullable=False),
+        sa.Column("response_seconds", sa.Integer(), nullable=True),
+        sa.Column("arrival_seconds", sa.Integer(), nullable=True),
+        sa.Column("grace_seconds", sa.Integer(), nullable=True),
+        sa.Column("completion_seconds", sa.Integer(), nullable=True),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.Column("updated_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("updated_by", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("service_id", "zone_id"),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mysql_engine="InnoDB",
+    )
+    op.create_table(
         "timers",
         sa.Column("name", sa.String(length=160), nullable=False),
         sa.Column("kind", sa.String(length=32), nullable=False),
@@ -536,6 +554,9 @@ def upgrade() -> None:
         sa.Column("assigned_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=True),
         sa.Column("arrived_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=True),
         sa.Column("completed_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=True),
+        sa.Column("sla", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb"), nullable=False),
+        sa.Column("sla_due_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=True),
+        sa.Column("sla_breached", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
         sa.Column("created_by", sa.String(length=64), nullable=False),
         sa.Column("updated_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
@@ -551,7 +572,9 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_bookings_customer_id_id"), "bookings", ["customer_id", "id"], unique=False)
     op.create_index(op.f("ix_bookings_provider_id_status"), "bookings", ["provider_id", "status"], unique=False)
+    op.create_index(op.f("ix_bookings_sla_due_at"), "bookings", ["sla_due_at"], unique=False)
     op.create_index(op.f("ix_bookings_status_id"), "bookings", ["status", "id"], unique=False)
+    op.create_index(op.f("ix_bookings_zone_id_status"), "bookings", ["zone_id", "status"], unique=False)
     op.create_table(
         "provider_skills",
         sa.Column("provider_id", sa.String(length=64), nullable=False),
@@ -667,6 +690,7 @@ def downgrade() -> None:
     op.drop_table("zones")
     op.drop_table("users")
     op.drop_table("timers")
+    op.drop_table("sla_policies")
     op.drop_table("signing_keys")
     op.drop_table("services")
     op.drop_table("read_marks")

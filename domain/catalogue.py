@@ -22,8 +22,10 @@ from domain import (
     organisations,
     positions,
     providers,
+    routes,
     security,
     session,
+    stalls,
 )
 from domain.commands import Command, Mode, Who
 from domain.events import EventClass
@@ -78,6 +80,7 @@ _COMMANDS = (
     Command("sla.list_policies",    "What is promised, as it was set.",         _OPERATIONS, _READ,    NoParams,                   deadlines.PolicyList,        deadlines.list_policies),
     Command("sla.get_policy",       "What holds for a service in a zone.",      _OPERATIONS, _READ,    deadlines.GetPolicy,        deadlines.EffectivePolicy,   deadlines.get_policy),
     Command("sla.set_policy",       "Say what is promised from now on.",        _OPERATIONS, _KEYED,   deadlines.SetPolicy,        deadlines.PolicyResult,      deadlines.set_policy),
+    Command("route.plan",           "The order to do a day's jobs in.",         _ANY,        _READ,    routes.PlanRoute,           routes.RoutePlan,            routes.plan_route),
     Command("organisation.list",    "One's organisations.",                     _ANY,        _READ,    NoParams,                   organisations.OrganisationList,   organisations.list_own),
     Command("organisation.get",     "Look at an organisation.",                 _SEE,        _READ,    organisations.OrganisationRef, organisations.OrganisationResult, organisations.get),
     Command("organisation.invite",  "Ask somebody in.",                         _MANAGE,     _KEYED,   invitations.Invite,       invitations.InvitationResult, invitations.invite),
@@ -116,6 +119,7 @@ _EVENTS = (
     EventType("booking.no_show_recorded",     "One side was not there.",                       _BookingEvent),
     EventType("booking.rescheduled",          "The job has another time.",                     _BookingEvent),
     EventType("booking.rescue_needed",        "Dispatch is out of ideas: operations, please.", _BookingEvent),
+    EventType("booking.stalled",              "The driver stands still: operations, please.",  stalls.BookingStalledData),
     EventType("dispute.opened",               "A party disagrees.",                            _BookingEvent),
     EventType("dispute.resolved",             "Operations settled it.",                        _BookingEvent),
     EventType("sla.warned",                   "A deadline is near: 80 % of its time is over.", deadlines.SlaEventData),
@@ -156,6 +160,7 @@ TIMERS = MappingProxyType(
         "dispatch": dispatch.advance,
         "rescue": dispatch.rescue_over,
         deadlines.TIMER: deadlines.clock_due,
+        stalls.TIMER: stalls.check,
         availability.LINGER: availability.linger_over,
     }
 )

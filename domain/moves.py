@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from domain import availability, bookings, deadlines, offers
+from domain import availability, bookings, deadlines, offers, stalls
 from domain.bookings import Booking, Party, Status
 from domain.context import Context
 from domain.errors import InvalidParams, SlotTaken
@@ -45,6 +45,7 @@ async def move(
     await ctx.uow.bookings.save(after)
     record(ctx, after, row.event, before=booking, reason=reason)
     await deadlines.tell(ctx, booking, after)
+    await stalls.follow(ctx, booking, after)
     if booking.status is Status.AWAITING_ASSIGNMENT:
         await stop_search(ctx, booking)
         if target in {Status.CANCELLED, Status.UNFULFILLED}:

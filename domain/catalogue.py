@@ -26,6 +26,7 @@ from domain import (
     security,
     session,
     stalls,
+    zones,
 )
 from domain.commands import Command, Mode, Who
 from domain.events import EventClass
@@ -75,6 +76,10 @@ _COMMANDS = (
     Command("location.publish",     "Share a position while on a job.",         _PROVIDER,   _WRITE,   positions.PublishLocation,  positions.LocationResult,    positions.publish),
     Command("service.list",         "What can be booked.",                      _ANY,        _READ,    NoParams,                   providers.ServiceList,       providers.list_services),
     Command("zone.list",            "Where.",                                   _ANY,        _READ,    NoParams,                   providers.ZoneList,          providers.list_zones),
+    Command("zone.import",          "Add and change zones from GeoJSON.",       _OPERATIONS, _KEYED,   zones.ImportZones,          zones.ImportOutcome,         zones.import_zones),
+    Command("zone.metrics",         "What goes on in a zone.",                  _ANY,        _READ,    zones.ZoneRef,              zones.ZoneMetrics,           zones.metrics),
+    Command("zone.heat",            "Demand and supply of a zone by H3 cell.",  _OPERATIONS, _READ,    zones.HeatRef,              zones.ZoneHeat,              zones.heat),
+    Command("zone.recount",         "Hold live figures against the database.",  _OPERATIONS, _WRITE,   zones.ZoneRef,              zones.Recounted,             zones.check),
     Command("provider.list",        "Every provider with its live status.",     _OPERATIONS, _READ,    NoParams,                   providers.ProviderList,      providers.list_providers),
     Command("sla.at_risk",          "Deadlines to come, soonest first.",        _OPERATIONS, _READ,    deadlines.AtRisk,           deadlines.RiskList,          deadlines.list_at_risk),
     Command("sla.list_policies",    "What is promised, as it was set.",         _OPERATIONS, _READ,    NoParams,                   deadlines.PolicyList,        deadlines.list_policies),
@@ -138,6 +143,8 @@ _EVENTS = (
     EventType("typing.stopped",               "Somebody is no longer typing.",                 messaging.TypingData,                 EventClass.EPHEMERAL),
     EventType("location.moved",               "Where the provider is.",                        positions.LocationMovedData,          EventClass.EPHEMERAL),
     EventType("eta.updated",                  "When the provider will be there.",              positions.EtaUpdatedData,             EventClass.LATEST),
+    EventType("zone.metrics_updated",         "The figures of a zone moved.",                  zones.ZoneMetrics,                    EventClass.LATEST),
+    EventType("zone.heat_updated",            "Demand or supply of a zone moved.",             zones.HeatUpdatedData,                EventClass.LATEST),
     EventType("membership.created",           "Somebody joined an organisation.",              organisations.MembershipEventData),
     EventType("membership.changed",           "A member is something else now.",               organisations.MembershipEventData),
     EventType("membership.removed",           "Somebody is no longer a member.",               organisations.MembershipEventData),

@@ -98,6 +98,8 @@ async def tell(ctx: Context, before: Booking, after: Booking) -> None:
         known = before.sla.clocks.get(name)
         if clock.status in sla.TOLD and (known is None or known.status is not clock.status):
             ctx.uow.record(_event(after, name, clock.status, ctx.now))
+    if after.sla.breached != before.sla.breached:
+        ctx.stirred(zone_id=after.zone_id)
     next_at = after.sla.next_at
     if next_at == before.sla.next_at:
         return

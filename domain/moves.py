@@ -106,6 +106,7 @@ def record(
     ctx: Context, after: Booking, type_: str, *, before: Booking | None = None, reason: str | None = None
 ) -> None:
     """Records a booking event with its view."""
+    ctx.stirred(zone_id=after.zone_id)
     ctx.uow.record(bookings.event(after, type_, ctx.now, before=before, reason=reason))
 
 

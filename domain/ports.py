@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from domain.events import Event
 from domain.identity import Actor, Membership, MembershipRole, RefreshToken, Role, SignIn, User
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from domain.organisations import Member, Organisation
     from domain.providers import Provider, Service, Zone
     from domain.security import AuditEntry, SecurityFact
+    from domain.zones import Counted, Figures, Imported
 
 T = TypeVar("T")
 
@@ -234,6 +235,32 @@ class Market(Protocol):
         """Providers whose status is not offline although no node holds a socket of theirs and no linger timer runs."""
 
 
+class Zones(Protocol):
+    """Zones as sets, and the figures counted for each."""
+
+    async def put_all(self, collection: Mapping[str, Any], organisation_id: str | None) -> Imported:
+        """Adds and changes the zones of a GeoJSON FeatureCollection, in one organisation's set or the marketplace's.
+
+        Raises ``InvalidParams`` with a problem per feature that is unfit or overlaps another of the set.
+        """
+
+    async def covered_by(self, zone_id: str, provider_ids: Collection[str]) -> bool: ...
+    async def of_providers(self, provider_ids: Collection[str]) -> Collection[str]:
+        """Zones that any of them covers."""
+
+    async def count(self, zone_id: str) -> Counted: ...
+    def cells(self, counted: Counted, resolution: int) -> list[JSON]:
+        """H3 cells with demand or supply, by id."""
+
+    async def figures(self, zone_id: str) -> Figures | None: ...
+    async def lock_figures(self, zone_id: str) -> Figures | None: ...
+    async def save_figures(self, zone_id: str, figures: Figures) -> None:
+        """Adds version 1, or takes the place of the version before; two that add at once start over."""
+
+    async def drifted(self) -> Collection[str]:
+        """Zones whose demand or supply is not what was told: somebody had no time to tell."""
+
+
 class Bookings(Protocol):
     """Bookings, and who declined them."""
 
@@ -360,6 +387,8 @@ class UnitOfWork(Protocol):
     def audit(self) -> AuditLog: ...
     @property
     def market(self) -> Market: ...
+    @property
+    def zones(self) -> Zones: ...
     @property
     def bookings(self) -> Bookings: ...
     @property

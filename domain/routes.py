@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -97,7 +98,8 @@ async def plan_route(ctx: Context, params: PlanRoute) -> JSON:
     start = provider.position if day == today else None
     depart_at = max(ctx.now, min((stop.opens for stop in taken), default=ctx.now)) if day != today else ctx.now
     eta = ctx.policy.eta
-    best = routing.plan(start, depart_at, taken, eta)
+    # Some tens of milliseconds of arithmetic: other sockets do not wait for it.
+    best = await asyncio.to_thread(routing.plan, start, depart_at, taken, eta)
     in_turn = sorted(taken, key=lambda stop: (not stop.pinned, stop.closes or datetime.max.replace(tzinfo=UTC)))
     plain = Plan(routing.visits(in_turn, start, depart_at, eta), "by_deadline")
     shape: JSON = {

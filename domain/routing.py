@@ -16,7 +16,7 @@ from domain.types import Point
 
 EXACT_STOPS = 8
 MOST_STOPS = 20
-"""Planning blocks the loop; twenty stops take some tens of milliseconds."""
+"""Twenty stops take a tenth of a second."""
 
 IMPROVEMENTS = 200
 """At most so many changes, each of which makes the order better."""

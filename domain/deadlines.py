@@ -31,6 +31,7 @@ from domain.context import Context
 from domain.errors import Forbidden, InvalidParams
 from domain.events import Audience, Event
 from domain.providers import Service
+from domain.security import SecurityEvents, SecurityKind
 from domain.sla import ClockName, ClockStatus, Sla, SlaView, Targets
 from domain.types import JSON, new_id, wire_time
 from domain.views import Key, NoParams, Params, View
@@ -328,7 +329,9 @@ async def set_policy(ctx: Context, params: SetPolicy) -> JSON:
         params.grace_seconds,
         params.completion_seconds,
     )
-    return {"policy": _policy_view(await ctx.uow.bookings.put_sla_policy(policy))}
+    shape = _policy_view(await ctx.uow.bookings.put_sla_policy(policy))
+    await SecurityEvents().record(ctx.uow, SecurityKind.SLA_POLICY_CHANGED, ctx.actor.user_id, None, shape)
+    return {"policy": shape}
 
 
 def _closest_first(policies: Sequence[SlaPolicy]) -> list[SlaPolicy]:

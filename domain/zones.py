@@ -21,6 +21,7 @@ from pydantic import Field
 from domain.context import Context
 from domain.errors import Forbidden, InvalidParams
 from domain.events import Audience, Event, EventClass
+from domain.security import SecurityEvents, SecurityKind
 from domain.types import JSON, Point, new_id
 from domain.views import Key, Params, View
 
@@ -77,13 +78,15 @@ async def import_zones(ctx: Context, params: ImportZones) -> JSON:
     if organisation_id is not None and await ctx.uow.organisations.get(organisation_id) is None:
         raise InvalidParams.at("organisation_id", "there is no such organisation")
     outcome = await ctx.uow.zones.put_all(params.collection, organisation_id)
-    announce_change(ctx, outcome)
+    await announce_change(ctx, outcome)
     return {"created": outcome.created, "updated": outcome.updated, "unchanged": outcome.unchanged}
 
 
-def announce_change(ctx: Context, outcome: Imported) -> None:
-    """Tells every node that its index of zones is old, if it is."""
+async def announce_change(ctx: Context, outcome: Imported) -> None:
+    """Tells every node that its index of zones is old, if it is, and puts on record who changed them."""
     if outcome.created or outcome.updated:
+        details = {"created": outcome.created, "updated": outcome.updated, "generation": outcome.generation}
+        await SecurityEvents().record(ctx.uow, SecurityKind.ZONES_IMPORTED, ctx.uow.origin.actor_id, None, details)
         data = {"generation": outcome.generation}
         ctx.uow.record(Event(id=new_id(ctx.now), type="zones.changed", time=ctx.now, source="zones", data=data))
 

@@ -91,7 +91,7 @@ async def _import(settings: Settings, collection: dict[str, Any], organisation: 
             raise InvalidParams.at("organisation", "there is no such organisation")
         assert isinstance(ctx.uow, SqlUnitOfWork)
         outcome = await ctx.uow.zones.put_all(collection, organisation, told)
-        announce_change(ctx, outcome)
+        await announce_change(ctx, outcome)
         return outcome
 
     try:

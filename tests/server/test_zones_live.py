@@ -84,7 +84,7 @@ async def test_zones_imported_elsewhere_count_on_a_node_that_serves(
 
         async def put(zone_id: str, half_degrees: float, organisation_id: str | None) -> None:
             async def work(ctx: Context) -> None:
-                announce_change(ctx, await ctx.uow.zones.put_all(around(zone_id, half_degrees), organisation_id))
+                await announce_change(ctx, await ctx.uow.zones.put_all(around(zone_id, half_degrees), organisation_id))
 
             await elsewhere.desk.run_as_system(work, ORIGIN)
             async with asyncio.timeout(10):

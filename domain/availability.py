@@ -116,6 +116,7 @@ async def apply_status(
     if moved:
         ctx.uow.record(_changed(after, ctx.now, reason))
         ctx.announce(presence_changed(after, ctx.now))
+        ctx.stirred(provider_id=after.id)
         if status is ProviderStatus.ONLINE:
             # Somebody may be waiting for just this provider: do not let them wait for the next wave.
             for booking_id in await ctx.uow.bookings.waiting_in_reach_of(provider.id):

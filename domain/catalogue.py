@@ -12,6 +12,7 @@ from types import MappingProxyType
 from domain import (
     availability,
     bookings,
+    deadlines,
     dispatch,
     flags,
     invitations,
@@ -21,8 +22,11 @@ from domain import (
     organisations,
     positions,
     providers,
+    routes,
     security,
     session,
+    stalls,
+    zones,
 )
 from domain.commands import Command, Mode, Who
 from domain.events import EventClass
@@ -72,7 +76,16 @@ _COMMANDS = (
     Command("location.publish",     "Share a position while on a job.",         _PROVIDER,   _WRITE,   positions.PublishLocation,  positions.LocationResult,    positions.publish),
     Command("service.list",         "What can be booked.",                      _ANY,        _READ,    NoParams,                   providers.ServiceList,       providers.list_services),
     Command("zone.list",            "Where.",                                   _ANY,        _READ,    NoParams,                   providers.ZoneList,          providers.list_zones),
+    Command("zone.import",          "Add and change zones from GeoJSON.",       _OPERATIONS, _KEYED,   zones.ImportZones,          zones.ImportOutcome,         zones.import_zones),
+    Command("zone.metrics",         "What goes on in a zone.",                  _ANY,        _READ,    zones.ZoneRef,              zones.ZoneMetrics,           zones.metrics),
+    Command("zone.heat",            "Demand and supply of a zone by H3 cell.",  _OPERATIONS, _READ,    zones.HeatRef,              zones.ZoneHeat,              zones.heat),
+    Command("zone.recount",         "Hold live figures against the database.",  _OPERATIONS, _WRITE,   zones.ZoneRef,              zones.Recounted,             zones.check),
     Command("provider.list",        "Every provider with its live status.",     _OPERATIONS, _READ,    NoParams,                   providers.ProviderList,      providers.list_providers),
+    Command("sla.at_risk",          "Deadlines to come, soonest first.",        _OPERATIONS, _READ,    deadlines.AtRisk,           deadlines.RiskList,          deadlines.list_at_risk),
+    Command("sla.list_policies",    "What is promised, as it was set.",         _OPERATIONS, _READ,    NoParams,                   deadlines.PolicyList,        deadlines.list_policies),
+    Command("sla.get_policy",       "What holds for a service in a zone.",      _OPERATIONS, _READ,    deadlines.GetPolicy,        deadlines.EffectivePolicy,   deadlines.get_policy),
+    Command("sla.set_policy",       "Say what is promised from now on.",        _OPERATIONS, _KEYED,   deadlines.SetPolicy,        deadlines.PolicyResult,      deadlines.set_policy),
+    Command("route.plan",           "The order to do a day's jobs in.",         _ANY,        _READ,    routes.PlanRoute,           routes.RoutePlan,            routes.plan_route),
     Command("organisation.list",    "One's organisations.",                     _ANY,        _READ,    NoParams,                   organisations.OrganisationList,   organisations.list_own),
     Command("organisation.get",     "Look at an organisation.",                 _SEE,        _READ,    organisations.OrganisationRef, organisations.OrganisationResult, organisations.get),
     Command("organisation.invite",  "Ask somebody in.",                         _MANAGE,     _KEYED,   invitations.Invite,       invitations.InvitationResult, invitations.invite),
@@ -111,8 +124,12 @@ _EVENTS = (
     EventType("booking.no_show_recorded",     "One side was not there.",                       _BookingEvent),
     EventType("booking.rescheduled",          "The job has another time.",                     _BookingEvent),
     EventType("booking.rescue_needed",        "Dispatch is out of ideas: operations, please.", _BookingEvent),
+    EventType("booking.stalled",              "The driver stands still: operations, please.",  stalls.BookingStalledData),
     EventType("dispute.opened",               "A party disagrees.",                            _BookingEvent),
     EventType("dispute.resolved",             "Operations settled it.",                        _BookingEvent),
+    EventType("sla.warned",                   "A deadline is near: 80 % of its time is over.", deadlines.SlaEventData),
+    EventType("sla.breached",                 "A deadline was missed.",                        deadlines.SlaEventData),
+    EventType("sla.met",                      "A deadline was kept.",                          deadlines.SlaEventData),
     EventType("offer.made",                   "A provider is asked.",                          offers.OfferMadeData),
     EventType("offer.accepted",               "A provider said yes.",                          offers.OfferClosedData),
     EventType("offer.declined",               "A provider said no.",                           offers.OfferClosedData),
@@ -126,6 +143,8 @@ _EVENTS = (
     EventType("typing.stopped",               "Somebody is no longer typing.",                 messaging.TypingData,                 EventClass.EPHEMERAL),
     EventType("location.moved",               "Where the provider is.",                        positions.LocationMovedData,          EventClass.EPHEMERAL),
     EventType("eta.updated",                  "When the provider will be there.",              positions.EtaUpdatedData,             EventClass.LATEST),
+    EventType("zone.metrics_updated",         "The figures of a zone moved.",                  zones.ZoneMetrics,                    EventClass.LATEST),
+    EventType("zone.heat_updated",            "Demand or supply of a zone moved.",             zones.HeatUpdatedData,                EventClass.LATEST),
     EventType("membership.created",           "Somebody joined an organisation.",              organisations.MembershipEventData),
     EventType("membership.changed",           "A member is something else now.",               organisations.MembershipEventData),
     EventType("membership.removed",           "Somebody is no longer a member.",               organisations.MembershipEventData),
@@ -147,6 +166,8 @@ TIMERS = MappingProxyType(
     {
         "dispatch": dispatch.advance,
         "rescue": dispatch.rescue_over,
+        deadlines.TIMER: deadlines.clock_due,
+        stalls.TIMER: stalls.check,
         availability.LINGER: availability.linger_over,
     }
 )

@@ -153,7 +153,7 @@ async def accept(ctx: Context, params: AcceptOffer) -> JSON:
     if booking is None:
         raise Forbidden
     if offer.status is OfferStatus.ACCEPTED and booking.provider_id == offer.provider_id:
-        return {"booking": bookings.view(booking, ctx.policy.response_target_seconds)}
+        return {"booking": bookings.view(booking)}
     if booking.provider_id is not None:
         raise OfferTaken
     if offer.status is OfferStatus.EXPIRED:
@@ -177,7 +177,7 @@ async def accept(ctx: Context, params: AcceptOffer) -> JSON:
     booking = await moves.assign(ctx, booking, provider, frozenset({Party.PROVIDER}))
     ctx.uow.record(offers.event(offer, "offer.accepted", ctx.now))
     await moves.withdraw(ctx, live, "taken")
-    return {"booking": bookings.view(booking, ctx.policy.response_target_seconds)}
+    return {"booking": bookings.view(booking)}
 
 
 async def decline(ctx: Context, params: DeclineOffer) -> JSON:
@@ -230,7 +230,7 @@ async def assign_by_force(ctx: Context, params: AssignBooking) -> JSON:
     """Operations give a waiting booking to a provider, asked or not."""
     booking = bookings.visible_to(ctx.actor, await ctx.uow.bookings.lock(params.booking_id))
     if booking.provider_id == params.provider_id and booking.status in bookings.OCCUPYING:
-        return {"booking": bookings.view(booking, ctx.policy.response_target_seconds)}
+        return {"booking": bookings.view(booking)}
     provider = await ctx.uow.market.lock_provider(params.provider_id)
     if provider is None:
         raise Forbidden
@@ -246,7 +246,7 @@ async def assign_by_force(ctx: Context, params: AssignBooking) -> JSON:
     await moves.withdraw(ctx, [offer for offer in live if offer not in own], "taken")
     details = {"provider_id": provider.id, "version": after.version}
     await SecurityEvents().record(ctx.uow, SecurityKind.BOOKING_ASSIGNED_BY_STAFF, ctx.actor.user_id, after.id, details)
-    return {"booking": bookings.view(after, ctx.policy.response_target_seconds)}
+    return {"booking": bookings.view(after)}
 
 
 class NotVerified(Refused):

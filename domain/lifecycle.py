@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from domain import bookings, dispatch, moves
+from domain import bookings, deadlines, dispatch, moves
 from domain.bookings import (
     Booking,
     BookingRef,
@@ -53,14 +53,16 @@ async def create(ctx: Context, params: CreateBooking) -> JSON:
         price=service.price,
         created_at=ctx.now,
         updated_at=ctx.now,
+        sla=await deadlines.begin(ctx, service, zone.id),
     )
     # Zone found, checks passed: the first step of the table follows at once, so the row is written after it.
     step = bookings.find_transition(created, Status.AWAITING_ASSIGNMENT, dispatch.SYSTEM_PARTY)
-    booking = bookings.moved(created, step.target, ctx.now)
+    booking = deadlines.follow(created, bookings.moved(created, step.target, ctx.now), ctx.now)
     await ctx.uow.bookings.add(booking)
     await ctx.uow.conversations.open(booking.id)
-    moves.record(ctx, created, "booking.created")
+    moves.record(ctx, replace(created, sla=booking.sla), "booking.created")
     moves.record(ctx, booking, step.event, before=created)
+    await deadlines.tell(ctx, created, booking)
     return _result(ctx, await dispatch.send_wave(ctx, booking, zone, service))
 
 
@@ -72,9 +74,7 @@ async def get(ctx: Context, params: BookingRef) -> JSON:
 async def list_bookings(ctx: Context, params: ListBookings) -> JSON:
     """The caller's bookings, newest first: own ones, those of their providers, all of them for operations."""
     page = await ctx.uow.bookings.of(ctx.actor, params.status, params.cursor, params.limit + 1)
-    shape: JSON = {
-        "bookings": [bookings.view(booking, ctx.policy.response_target_seconds) for booking in page[: params.limit]]
-    }
+    shape: JSON = {"bookings": [bookings.view(booking) for booking in page[: params.limit]]}
     if len(page) > params.limit:
         shape["next_cursor"] = page[params.limit - 1].id
     return shape
@@ -134,8 +134,10 @@ async def reschedule(ctx: Context, params: RescheduleBooking) -> JSON:
         ):
             raise SlotTaken
     after = replace(booking, slot=slot, version=booking.version + 1, updated_at=ctx.now)
+    after = deadlines.follow(booking, after, ctx.now)
     await ctx.uow.bookings.save(after)
     moves.record(ctx, after, "booking.rescheduled", before=booking, reason=params.reason)
+    await deadlines.tell(ctx, booking, after)
     await _attest(ctx, booking, after, params.reason)
     if booking.status is Status.AWAITING_ASSIGNMENT:
         # Whoever was asked, was asked for another time.
@@ -159,4 +161,4 @@ async def _locked(ctx: Context, params: BookingRef) -> Booking:
 
 
 def _result(ctx: Context, booking: Booking) -> JSON:
-    return {"booking": bookings.view(booking, ctx.policy.response_target_seconds)}
+    return {"booking": bookings.view(booking)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from domain import availability, bookings, offers
+from domain import availability, bookings, deadlines, offers, stalls
 from domain.bookings import Booking, Party, Status
 from domain.context import Context
 from domain.errors import InvalidParams, SlotTaken
@@ -41,9 +41,11 @@ async def move(
         raise InvalidParams.at("reason", "this step needs a reason")
     bookings.check_time(booking, target, ctx.now, ctx.policy.no_show_after_seconds, ctx.policy.dispute_window_days)
     await _check_one_job_at_a_time(ctx, booking, target)
-    after = bookings.moved(booking, target, ctx.now)
+    after = deadlines.follow(booking, bookings.moved(booking, target, ctx.now), ctx.now)
     await ctx.uow.bookings.save(after)
     record(ctx, after, row.event, before=booking, reason=reason)
+    await deadlines.tell(ctx, booking, after)
+    await stalls.follow(ctx, booking, after)
     if booking.status is Status.AWAITING_ASSIGNMENT:
         await stop_search(ctx, booking)
         if target in {Status.CANCELLED, Status.UNFULFILLED}:
@@ -69,9 +71,11 @@ async def assign(ctx: Context, booking: Booking, provider: Provider, parties: fr
         organisation_id=provider.organisation_id,
         assigned_at=ctx.now,
     )
+    after = deadlines.follow(booking, after, ctx.now)
     await ctx.uow.bookings.save(after)
     await stop_search(ctx, booking)
     record(ctx, after, row.event, before=booking)
+    await deadlines.tell(ctx, booking, after)
     await availability.refresh(
         ctx, replace(provider, jobs_taken=provider.jobs_taken + 1, misses_in_a_row=0), reason="job_taken"
     )
@@ -102,9 +106,8 @@ def record(
     ctx: Context, after: Booking, type_: str, *, before: Booking | None = None, reason: str | None = None
 ) -> None:
     """Records a booking event with its view."""
-    ctx.uow.record(
-        bookings.event(after, type_, ctx.now, ctx.policy.response_target_seconds, before=before, reason=reason)
-    )
+    ctx.stirred(zone_id=after.zone_id)
+    ctx.uow.record(bookings.event(after, type_, ctx.now, before=before, reason=reason))
 
 
 async def _check_one_job_at_a_time(ctx: Context, booking: Booking, target: Status) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from domain.events import Event
 from domain.identity import Actor, Membership, MembershipRole, RefreshToken, Role, SignIn, User
@@ -23,6 +23,7 @@ from domain.types import JSON, Interval, Origin, Point
 
 if TYPE_CHECKING:
     from domain.bookings import Booking, Status
+    from domain.deadlines import SlaPolicy
     from domain.factors import Challenge, CodeGuard, Factor, FactorKind, KnownDevice
     from domain.flags import Flag
     from domain.invitations import Invitation
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from domain.organisations import Member, Organisation
     from domain.providers import Provider, Service, Zone
     from domain.security import AuditEntry, SecurityFact
+    from domain.zones import Counted, Figures, Imported
 
 T = TypeVar("T")
 
@@ -233,6 +235,32 @@ class Market(Protocol):
         """Providers whose status is not offline although no node holds a socket of theirs and no linger timer runs."""
 
 
+class Zones(Protocol):
+    """Zones as sets, and the figures counted for each."""
+
+    async def put_all(self, collection: Mapping[str, Any], organisation_id: str | None) -> Imported:
+        """Adds and changes the zones of a GeoJSON FeatureCollection, in one organisation's set or the marketplace's.
+
+        Raises ``InvalidParams`` with a problem per feature that is unfit or overlaps another of the set.
+        """
+
+    async def covered_by(self, zone_id: str, provider_ids: Collection[str]) -> bool: ...
+    async def of_providers(self, provider_ids: Collection[str]) -> Collection[str]:
+        """Zones that any of them covers."""
+
+    async def count(self, zone_id: str) -> Counted: ...
+    def cells(self, counted: Counted, resolution: int) -> list[JSON]:
+        """H3 cells with demand or supply, by id."""
+
+    async def figures(self, zone_id: str) -> Figures | None: ...
+    async def lock_figures(self, zone_id: str) -> Figures | None: ...
+    async def save_figures(self, zone_id: str, figures: Figures) -> None:
+        """Adds version 1, or takes the place of the version before; two that add at once start over."""
+
+    async def drifted(self) -> Collection[str]:
+        """Zones whose demand or supply is not what was told: somebody had no time to tell."""
+
+
 class Bookings(Protocol):
     """Bookings, and who declined them."""
 
@@ -260,6 +288,18 @@ class Bookings(Protocol):
 
     async def decline(self, booking_id: str, provider_id: str) -> None:
         """This provider is not asked again for this booking."""
+
+    async def save_sla(self, booking: Booking) -> None:
+        """Writes the clocks alone; their own version rises, the booking's stays."""
+
+    async def soonest_due(self, zone_id: str | None, now: datetime, limit: int) -> Sequence[Booking]:
+        """Bookings with a deadline to come, the soonest first."""
+
+    async def sla_policies(self, service_id: str | None = None, zone_id: str | None = None) -> Sequence[SlaPolicy]:
+        """Every policy, or those that hold for a service in a zone."""
+
+    async def put_sla_policy(self, policy: SlaPolicy) -> SlaPolicy:
+        """Adds the policy, or takes the place of the one for the same service and zone, raising its version."""
 
 
 class Offers(Protocol):
@@ -347,6 +387,8 @@ class UnitOfWork(Protocol):
     def audit(self) -> AuditLog: ...
     @property
     def market(self) -> Market: ...
+    @property
+    def zones(self) -> Zones: ...
     @property
     def bookings(self) -> Bookings: ...
     @property

@@ -325,7 +325,26 @@ zones = Table(
     Column("area_m2", Double, nullable=False),
     Column("strategy", Code, nullable=False),
     Column("priority", Double, nullable=False),
+    Column("organisation_id", Id, ForeignKey("organisations.id")),  # whose set it belongs to; the marketplace's own
+    Column("version", Integer, nullable=False),
     *_audit(),
+)
+
+zone_generation = Table(  # one row: rises with each change of zones; locked by whoever changes them
+    "zone_generation",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("generation", BigInteger, nullable=False),
+)
+
+zone_figures = Table(  # what was told last of each zone
+    "zone_figures",
+    metadata,
+    Column("zone_id", Id, ForeignKey("zones.id"), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("metrics", JsonText, nullable=False),
+    Column("heat", JsonText, nullable=False),
+    Column("counted_at", UtcDateTime, nullable=False),
 )
 
 providers = Table(
@@ -401,10 +420,28 @@ bookings = Table(
     Column("assigned_at", UtcDateTime),
     Column("arrived_at", UtcDateTime),
     Column("completed_at", UtcDateTime),
+    Column("sla", JsonText, nullable=False),
+    Column("sla_due_at", UtcDateTime, index=True),  # the soonest deadline that can still be missed
+    Column("sla_breached", Integer, nullable=False),  # clocks that were
     *_audit(),
     Index(None, "customer_id", "id"),
     Index(None, "provider_id", "status"),
     Index(None, "status", "id"),
+    Index(None, "zone_id", "status"),
+    Index(None, "zone_id", "assigned_at"),
+)
+
+sla_policies = Table(  # ``*`` in place of an id: every service, every zone
+    "sla_policies",
+    metadata,
+    Column("service_id", Id, primary_key=True),
+    Column("zone_id", Id, primary_key=True),
+    Column("response_seconds", Integer),
+    Column("arrival_seconds", Integer),
+    Column("grace_seconds", Integer),
+    Column("completion_seconds", Integer),
+    Column("version", Integer, nullable=False),
+    *_audit(),
 )
 
 booking_declines = Table(  # who must not be asked again for a booking: declined, or withdrew from it
@@ -568,6 +605,8 @@ WITHOUT_AUDIT = {
     "sessions": "a sign-in belongs to its user, who alone uses it; it has times of its own",
     "refresh_tokens": "as sessions",
     "signing_keys": "made by the system",
+    "zone_generation": "a counter of the system",
+    "zone_figures": "counted from other rows, again and again",
     "provider_sockets": "nodes' claims, renewed all the time and gone with the socket",
     "read_marks": "the key says whose it is; nobody else moves it",
     "idempotency_keys": "a command's memory, kept for a day",

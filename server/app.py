@@ -86,6 +86,7 @@ from server.telemetry import Metrics, logger, watch_loop_lag
 from server.tokens import KeyRing, SigningKey, Tokens
 from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
 from server.workers import FlagWatch, HubAudit, OutboxWatch, Pruner, SocketSweep, TimerWorker, Workers
+from server.zone_meter import ZoneMeter, follow_zones
 
 log = logger(__name__)
 
@@ -274,6 +275,7 @@ class Application:
         )
         self.desk.announcer = self.realtime.announcer
         self.flags = FlagNews(self.realtime.hub, clock)
+        self.realtime.hub.listen(partial(follow_zones, zones))
 
         # What works in the background.
         self.sequencer = Sequencer(
@@ -301,6 +303,7 @@ class Application:
             log_entries=settings.log_retention_entries,
             key_hours=settings.idempotency_hours,
         )
+        self._zone_meter = ZoneMeter(self.desk, self.transactions, clock)
         self._flag_watch = FlagWatch(self.transactions, self.flags)
         self._secrets: SecretReader | None = None
         self.secret_watch: SecretWatch | None = None
@@ -404,6 +407,7 @@ class Application:
         self.workers.start("sockets", self._sweep.run)
         self.workers.start("pruner", self._pruner.run)
         self.workers.start("flags", self._flag_watch.run)
+        self.workers.start("zones", self._zone_meter.run)
         if self.secret_watch is not None:
             await self.secret_watch.look()
             self.workers.start("secrets", self.secret_watch.run)

@@ -22,6 +22,7 @@ from persistence.repositories.market import SqlMarket
 from persistence.repositories.offers import SqlOffers
 from persistence.repositories.organisations import SqlOrganisations
 from persistence.repositories.people import SqlPeople
+from persistence.repositories.zones import SqlZones
 from persistence.timers import SqlTimers
 from persistence.unit_of_work import UnitOfWork
 
@@ -78,6 +79,10 @@ class SqlUnitOfWork(UnitOfWork):
     @cached_property
     def market(self) -> SqlMarket:
         return SqlMarket(self, self._zones)
+
+    @cached_property
+    def zones(self) -> SqlZones:
+        return SqlZones(self, self._zones)
 
     @cached_property
     def bookings(self) -> SqlBookings:

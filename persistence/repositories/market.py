@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -31,6 +31,7 @@ from domain.providers import Provider, ProviderStatus, Service, Strategy, Zone
 from domain.types import Interval, Money, Point
 from persistence.geometry import ZoneIndex, area_m2, parse_geometry
 from persistence.repositories.audit import created, updated
+from persistence.repositories.zones import bump, generation, pages
 from persistence.tables import (
     booking_declines,
     bookings,
@@ -168,11 +169,20 @@ class SqlMarket:
             "strategy": zone.strategy.value,
             "priority": zone.priority,
         }
-        await self._connection.execute(insert(zones), row | created(self._unit))
+        await self._connection.execute(insert(zones), row | {"version": 1} | created(self._unit))
+        await bump(self._connection, 1)
         self._index.forget()
 
     async def zone_at(self, place: Point) -> Zone | None:
-        return await self._index.locate(place, self.zones)
+        return await self._index.locate(place, self)
+
+    async def generation(self) -> int:
+        """See :class:`persistence.geometry.ZoneSource`."""
+        return await generation(self._connection)
+
+    def pages(self) -> AsyncIterator[Sequence[tuple[Zone, str]]]:
+        """See :class:`persistence.geometry.ZoneSource`."""
+        return pages(self._connection)
 
     async def add_provider(self, provider: Provider, skills: Collection[str], zones: Collection[str]) -> None:
         row = {"id": provider.id, "organisation_id": provider.organisation_id} | _provider_row(provider)

@@ -15,11 +15,11 @@ from domain.commands import Mode
 from domain.context import Context
 from domain.events import Audience, Event, EventClass
 from domain.identity import Actor, Role
-from domain.types import JSON
+from domain.types import JSON, Point
 from domain.views import View
-from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, north_of
+from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, north_of, square
 
-IRREGULAR_PAST = {"en_route", "made", "sent", "withdrawn", "rescue_needed", "no_show_recorded"}
+IRREGULAR_PAST = {"en_route", "met", "made", "sent", "withdrawn", "rescue_needed", "no_show_recorded"}
 
 
 class Play:
@@ -56,6 +56,7 @@ class Play:
         await self._search_in_vain(customer, first, second)
         await self._join_and_leave(customer, first)
         await self._administer(customer)
+        await self._watch_the_map(operator, first)
         for method in ("service.list", "zone.list", "booking.list"):
             await self.call(customer, method)
         await self.call(operator, "provider.list")
@@ -133,6 +134,26 @@ class Play:
         await self.call(customer, "flag.evaluate", flags=["new-map", "unheard-of"])
         await self.call(admin, "user.sign_out", user_id=customer.user_id, reason="lost phone")
         await self.call(admin, "audit.list", limit=3)
+
+    async def _watch_the_map(self, operator: Actor, firm: Firm) -> None:
+        market, zone = self.market, {"zone_id": "camden"}
+        outline = {"type": "Feature", "id": "isle", "geometry": square(Point(-40.0, -40.0), 0.1)}
+        await self.call(operator, "zone.import", collection={"type": "FeatureCollection", "features": [outline]})
+        await self.call(operator, "zone.metrics", **zone)
+        await self.call(operator, "zone.recount", **zone)
+        await self.call(firm.person, "zone.metrics", **zone)
+        waiting = await self.book(await market.customer())
+        await self.call(operator, "zone.recount", **zone)
+        await self.call(operator, "zone.heat", **zone, resolution=9)
+        await self.call(operator, "sla.set_policy", **zone, grace_seconds=60)
+        await self.call(operator, "sla.list_policies")
+        await self.call(operator, "sla.get_policy", **zone, service_id="plumbing")
+        await self.call(operator, "sla.at_risk", **zone)
+        await self.call(operator, "route.plan", provider_id=firm.provider_id)
+        await self.call(operator, "booking.assign", booking_id=waiting, provider_id=firm.provider_id)
+        await self.work(firm, waiting, "en_route")
+        await self.call(firm.person, "route.plan")
+        await market.advance(3600)
 
     async def _search_in_vain(self, customer: Actor, first: Firm, second: Firm) -> None:
         market = self.market
@@ -249,6 +270,7 @@ def test_every_event_has_a_channel_that_carries_it(name: str) -> None:
 async def test_every_timer_of_the_domain_has_a_handler(market: Marketplace) -> None:
     firm = await market.firm()
     customer = await market.customer()
+    await market.job(customer, await market.firm(rating=5.0), "en_route")
     await market.book(customer)
     await market.advance(0)
 

@@ -18,9 +18,9 @@ from domain.catalogue import COMMANDS
 from domain.commands import Command, Mode, Who, allowed, validated
 from domain.errors import FixnadoError, InvalidParams
 from domain.identity import Actor, MembershipRole, Permission, Role
-from domain.types import JSON
+from domain.types import JSON, Point
 from persistence import tables
-from tests.domain.marketplace import CENTRE, ORIGIN, Marketplace, refusal
+from tests.domain.marketplace import CENTRE, ORIGIN, Marketplace, refusal, square
 
 CUSTOMER, PROVIDER, UNATTACHED, OPERATIONS, ADMIN = "customer", "provider", "unattached", "operations", "admin"
 """A customer; a provider's person of another tenant; one whose membership is gone; staff."""
@@ -53,6 +53,7 @@ class Ids:
     invitation: str = NOWHERE
     version: int = 2
     start: str = "2026-12-01T10:00:00Z"
+    zone: str = NOWHERE
 
 
 NOTHING = Ids(NOWHERE, NOWHERE, NOWHERE)
@@ -80,6 +81,8 @@ class Rule:
 
 _create = {"service_id": "plumbing", "kind": "on_demand", "location": CENTRE.view(), "key": "k"}
 _fix = CENTRE.view() | {"fix_at": "2026-11-24T09:00:00Z"}
+_far_away = square(Point(-40.0, -40.0), 0.1)
+_zone = {"type": "FeatureCollection", "features": [{"type": "Feature", "id": "z", "geometry": _far_away}]}
 _everybody = frozenset(ROLES)
 _admin = frozenset({ADMIN})
 
@@ -111,6 +114,16 @@ RULES: Mapping[str, Rule] = {
     "location.publish": Rule(lambda _: _fix, frozenset({PROVIDER}), about_others=False),
     "service.list": Rule(lambda _: {}, _everybody, about_others=False),
     "zone.list": Rule(lambda _: {}, _everybody, about_others=False),
+    "zone.import": Rule(lambda _: {"collection": _zone, "key": "k"}, STAFF, about_others=False, members=NOBODY),
+    # Others than staff must cover the zone, see test_zone_metrics; here it is one that nobody covers.
+    "zone.metrics": Rule(lambda ids: {"zone_id": ids.zone}, STAFF, members=NOBODY),
+    "zone.heat": Rule(lambda ids: {"zone_id": ids.zone}, STAFF, members=NOBODY),
+    "zone.recount": Rule(lambda ids: {"zone_id": ids.zone}, STAFF, members=NOBODY),
+    "sla.at_risk": Rule(lambda ids: {"zone_id": ids.zone}, STAFF, members=NOBODY),
+    "sla.list_policies": Rule(lambda _: {}, STAFF, about_others=False, members=NOBODY),
+    "sla.get_policy": Rule(lambda ids: {"service_id": "plumbing", "zone_id": ids.zone}, STAFF, members=NOBODY),
+    "sla.set_policy": Rule(lambda _: {"response_seconds": 60, "key": "k"}, STAFF, about_others=False, members=NOBODY),
+    "route.plan": Rule(lambda ids: {"provider_id": ids.provider}, STAFF),
     "provider.list": Rule(lambda _: {}, STAFF, about_others=False, members=NOBODY),
     "organisation.list": Rule(lambda _: {}, _everybody, about_others=False),
     "organisation.get": Rule(lambda ids: {"organisation_id": ids.organisation}, STAFF),
@@ -179,7 +192,10 @@ async def somebodys(market: Marketplace, *, scheduled: bool = False) -> Ids:
     technician = await market.member(firm)
     invitation_id, _ = await market.invitation(firm, "waiting@example.test")
     offer_id = await market.offer_id(firm, booking_id)
-    return Ids(booking_id, offer_id, firm.provider_id, firm.organisation_id, technician.user_id, invitation_id)
+    zone_id = await market.zone("uncovered", centre=Point(30.0, 30.0))
+    return Ids(
+        booking_id, offer_id, firm.provider_id, firm.organisation_id, technician.user_id, invitation_id, zone=zone_id
+    )
 
 
 async def own(market: Marketplace, role: str) -> tuple[Actor, Ids]:
@@ -396,6 +412,14 @@ def test_only_these_params_share_a_name_with_what_the_server_decides() -> None:
         ("user.sign_out", "user_id"),
         ("organisation.invite", "role"),  # what the person invited is to be, checked against what the caller may give
         ("member.set_role", "role"),
+        ("route.plan", "provider_id"),  # whose day, checked against one's own
+        ("zone.import", "organisation_id"),  # whose set, for staff
+        ("zone.metrics", "zone_id"),  # the zone that is meant
+        ("zone.heat", "zone_id"),
+        ("zone.recount", "zone_id"),
+        ("sla.at_risk", "zone_id"),
+        ("sla.get_policy", "zone_id"),
+        ("sla.set_policy", "zone_id"),
         ("flag.set", "roles"),  # for whom a feature is on
     }
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -221,6 +222,35 @@ def test_migrate_and_user_add(fixnado: CommandLine) -> None:
     role = add("b@firm.test", "king")
     assert role.returncode == 2
     assert "king" in role.stderr
+
+
+def test_zones_are_imported_from_a_file_or_the_unfit_ones_are_named(fixnado: CommandLine, tmp_path: Path) -> None:
+    assert fixnado("migrate").returncode == 0
+
+    def feature(zone_id: str, west: float, *, closed: bool = True) -> dict[str, Any]:
+        ring = [[west, 0], [west + 1, 0], [west + 1, 1], [west, 1], *([[west, 0]] if closed else [])]
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        return {"type": "Feature", "id": zone_id, "properties": {"name": zone_id.title()}, "geometry": geometry}
+
+    def imported(*features: dict[str, Any], file: str = "zones.geojson") -> Done:
+        (tmp_path / file).write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+        return fixnado("zones", "import", file)
+
+    done = imported(feature("west", 0), feature("east", 1))
+    assert (done.returncode, done.stdout) == (0, "2 zones created, 0 updated, 0 unchanged.\n")
+    assert imported(feature("west", 0), feature("east", 1)).stdout == "0 zones created, 0 updated, 2 unchanged.\n"
+    done = imported(feature("north", 10), feature("open", 20, closed=False), feature("west", 0.5))
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines() == [
+        "fixnado: nothing was imported from zones.geojson",
+        "  features.1: Open: ring 0 must end where it begins",
+    ]
+    done = imported(feature("north", 10), feature("west", 0.5))
+    assert done.stderr.strip().splitlines()[1].startswith("  features.1: West: overlaps the zone east by ")
+    (tmp_path / "zones.geojson").write_text("{")
+    assert "is not JSON" in fixnado("zones", "import", "zones.geojson").stderr
+    with closing(sqlite3.connect(tmp_path / "var" / "fixnado.db")) as connection:
+        assert connection.execute("SELECT id, version FROM zones ORDER BY id").fetchall() == [("east", 1), ("west", 1)]
 
 
 def test_a_schema_of_a_newer_version_is_said(fixnado: CommandLine, tmp_path: Path) -> None:

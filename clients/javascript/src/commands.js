@@ -23,6 +23,8 @@ export const KEYED = new Set([
   'member.remove',
   'flag.set',
   'user.sign_out',
+  'zone.import',
+  'sla.set_policy',
 ]);
 
 /** Questions, and values that are set. @type {ReadonlySet<string>} */
@@ -32,6 +34,13 @@ export const REPEATABLE = new Set([
   'offer.list',
   'service.list',
   'zone.list',
+  'zone.metrics',
+  'zone.heat',
+  'zone.recount',
+  'sla.at_risk',
+  'sla.list_policies',
+  'sla.get_policy',
+  'route.plan',
   'provider.list',
   'conversation.history',
   'organisation.get',

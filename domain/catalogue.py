@@ -19,10 +19,12 @@ from domain import (
     messaging,
     offers,
     organisations,
+    planning,
     positions,
     providers,
     security,
     session,
+    slots,
 )
 from domain.commands import Command, Mode, Who
 from domain.events import EventClass
@@ -44,7 +46,7 @@ _ANY, _CUSTOMER, _PROVIDER, _OPERATIONS = Who.ANYBODY_SIGNED_IN, Who.CUSTOMER, W
 _READ, _WRITE, _KEYED, _SESSION = Mode.READ, Mode.WRITE, Mode.KEYED, Mode.SESSION
 _Booking = bookings.BookingResult
 _SEE, _MANAGE, _OWN = Permission.SEE_ORGANISATION, Permission.MANAGE_TECHNICIANS, Permission.MANAGE_MEMBERS
-_ADMIN = Permission.ADMINISTER
+_ADMIN, _PLAN = Permission.ADMINISTER, Permission.MANAGE_AVAILABILITY
 
 # fmt: off
 _COMMANDS = (
@@ -84,6 +86,13 @@ _COMMANDS = (
     Command("invitation.issue",     "A new token, to be handed over.",          _MANAGE,     _WRITE,   invitations.InvitationRef, invitations.IssuedInvitation, invitations.issue),
     Command("invitation.revoke",    "Take an invitation back.",                 _MANAGE,     _KEYED,   invitations.RevokeInvitation, invitations.InvitationResult, invitations.revoke),
     Command("invitation.accept",    "Take up a place.",                         _ANY,        _KEYED,   invitations.AcceptInvitation, invitations.Accepted,  invitations.accept),
+    Command("availability.get",     "A provider's calendar, a week of it.",     _SEE,        _READ,    planning.GetAvailability,   planning.AvailabilityView,   planning.get),
+    Command("availability.set_rules", "Say when a provider works.",             _PLAN,       _KEYED,   planning.SetRules,          planning.CalendarResult,     planning.set_rules),
+    Command("availability.add_exception", "Close a time, or open another.",     _PLAN,       _KEYED,   planning.AddException,      planning.ExceptionResult,    planning.add_exception),
+    Command("availability.remove_exception", "Go back to the rules.",           _PLAN,       _KEYED,   planning.RemoveException,   planning.ExceptionResult,    planning.remove_exception),
+    Command("availability.slots",   "When a service can be had.",               _ANY,        _READ,    slots.FindSlots,            slots.SlotList,              slots.find),
+    Command("slot.hold",            "Keep a free time for five minutes.",       _CUSTOMER,   _KEYED,   slots.HoldSlot,             slots.HoldResult,            slots.hold),
+    Command("slot.release",         "Give a held time back.",                   _CUSTOMER,   _KEYED,   slots.ReleaseSlot,          slots.Released,              slots.release),
     Command("flag.evaluate",        "Which features are on for oneself.",       _ANY,        _READ,    flags.EvaluateFlags,        flags.FlagAnswers,           flags.evaluate),
     Command("flag.list",            "Every feature flag.",                      _OPERATIONS, _READ,    NoParams,                   flags.FlagList,              flags.list_flags),
     Command("flag.set",             "Say for whom a feature is on.",            _ADMIN,      _KEYED,   flags.SetFlag,              flags.FlagResult,            flags.set_flag),
@@ -118,7 +127,10 @@ _EVENTS = (
     EventType("offer.declined",               "A provider said no.",                           offers.OfferClosedData),
     EventType("offer.expired",                "A provider said nothing.",                      offers.OfferClosedData),
     EventType("offer.withdrawn",              "The offer is no longer open.",                  offers.OfferClosedData),
-    EventType("availability.changed",         "A provider's live status moved.",               availability.AvailabilityChangedData, EventClass.LATEST),
+    EventType("slot.opened",                  "A provider's time is free again.",              slots.SlotEventData,                  EventClass.LATEST),
+    EventType("slot.held",                    "A customer has a time for some minutes.",       slots.SlotEventData,                  EventClass.LATEST),
+    EventType("slot.booked",                  "A provider's time was given to a job.",         slots.SlotEventData,                  EventClass.LATEST),
+    EventType("availability.changed",         "A provider's live status or calendar moved.",            availability.AvailabilityChangedData, EventClass.LATEST),
     EventType("presence.changed",             "The same, for live lists.",                     availability.PresenceChangedData,     EventClass.EPHEMERAL),
     EventType("message.sent",                 "Somebody wrote.",                               messaging.MessageSentData),
     EventType("receipt.updated",              "Somebody read.",                                messaging.ReceiptUpdatedData),
@@ -148,6 +160,7 @@ TIMERS = MappingProxyType(
         "dispatch": dispatch.advance,
         "rescue": dispatch.rescue_over,
         availability.LINGER: availability.linger_over,
+        slots.HOLD: slots.ran_out,
     }
 )
 """What a durable timer of each kind does when it is due."""

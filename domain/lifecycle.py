@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from domain import bookings, dispatch, moves
+from domain import availability, bookings, dispatch, moves, slots
 from domain.bookings import (
     Booking,
     BookingRef,
@@ -18,26 +18,34 @@ from domain.bookings import (
     TransitionBooking,
 )
 from domain.context import Context
-from domain.errors import IllegalTransition, InvalidParams, OutsideZones, SlotTaken
+from domain.errors import IllegalTransition, InvalidParams, OutsideZones
 from domain.security import SecurityEvents, SecurityKind
 from domain.types import JSON, Point, new_id
 
 
 async def create(ctx: Context, params: CreateBooking) -> JSON:
-    """A customer books; the first offers go out in the same transaction.
+    """A customer books; the first offers go out in the same transaction. A time that the customer holds is booked with
+    its provider at once: the plan in which it was free is the provider's word.
 
     Raises:
         InvalidParams: unknown service, or a time that makes no sense.
         OutsideZones: no zone covers the place.
+        HoldExpired: the time is no longer held.
     """
+    held = None if params.hold_id is None else await slots.own_hold(ctx, params.hold_id)
     service = await ctx.uow.market.service(params.service_id)
     if service is None:
         raise InvalidParams.at("service_id", "there is no such service")
-    slot = bookings.require_slot(params.kind, params.start, params.end, ctx.now, service.duration_minutes)
+    start, end = params.start, params.end
+    if held is not None:
+        start, end = start or held.during.start, end or held.during.end
+    slot = bookings.require_slot(params.kind, start, end, ctx.now, service.duration_minutes)
     place = Point(params.location.lat, params.location.lon)
     zone = await ctx.uow.market.zone_at(place)
     if zone is None:
         raise OutsideZones
+    if held is not None and (held.service_id, held.zone_id, held.during) != (service.id, zone.id, slot):
+        raise InvalidParams.at("hold_id", "is for another service, zone or time")
     created = Booking(
         id=new_id(ctx.now),
         status=Status.PENDING,
@@ -61,6 +69,9 @@ async def create(ctx: Context, params: CreateBooking) -> JSON:
     await ctx.uow.conversations.open(booking.id)
     moves.record(ctx, created, "booking.created")
     moves.record(ctx, booking, step.event, before=created)
+    if held is not None:
+        provider = await slots.redeem(ctx, held)
+        return _result(ctx, await moves.assign(ctx, booking, provider, frozenset({Party.PROVIDER})))
     return _result(ctx, await dispatch.send_wave(ctx, booking, zone, service))
 
 
@@ -113,7 +124,7 @@ async def reschedule(ctx: Context, params: RescheduleBooking) -> JSON:
     """Moves scheduled work to another time, as long as nobody has set out.
 
     Raises:
-        SlotTaken: the assigned provider has another job then.
+        SlotTaken, SlotClosed: the assigned provider has another job then, or does not work.
         IllegalTransition: it is not scheduled work, or too far along.
     """
     booking = await _locked(ctx, params)
@@ -126,15 +137,24 @@ async def reschedule(ctx: Context, params: RescheduleBooking) -> JSON:
     slot = bookings.require_slot(booking.kind, params.start, end, ctx.now, int(length / timedelta(minutes=1)))
     if slot is None or slot == booking.slot:
         return _result(ctx, booking)
+    provider = None
     if booking.provider_id is not None:
         # The provider's row is the lock under which its jobs are kept from overlapping.
-        await ctx.uow.market.lock_provider(booking.provider_id)
-        if await ctx.uow.bookings.clashes(
-            booking.provider_id, slot, soon=moves.is_soon(ctx, slot), except_id=booking.id
-        ):
-            raise SlotTaken
+        provider = await ctx.uow.market.lock_provider(booking.provider_id)
+        await slots.require_free(
+            ctx,
+            booking.provider_id,
+            slot,
+            soon=availability.is_soon(ctx, slot),
+            # Its own people know when they can come, and operations have asked.
+            by_plan=bookings.parties_of(ctx.actor, booking) == {Party.CUSTOMER},
+            except_id=booking.id,
+        )
     after = replace(booking, slot=slot, version=booking.version + 1, updated_at=ctx.now)
     await ctx.uow.bookings.save(after)
+    if provider is not None:
+        await slots.tell(ctx, provider, "slot.opened", booking.slot)
+        await slots.tell(ctx, provider, "slot.booked", slot)
     moves.record(ctx, after, "booking.rescheduled", before=booking, reason=params.reason)
     await _attest(ctx, booking, after, params.reason)
     if booking.status is Status.AWAITING_ASSIGNMENT:

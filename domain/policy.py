@@ -33,5 +33,9 @@ class Policy:
     commission_percent: int = 15
     response_target_seconds: float = 300
     idempotency_hours: float = 24
+    hold_seconds: float = 300
+    holds_per_customer: int = 3
+    slot_step_minutes: int = 30
+    slot_days: int = 31
     invitation_days: float = 7
     eta: EtaEstimator = field(default_factory=GreatCircleEta)

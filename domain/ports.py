@@ -23,6 +23,7 @@ from domain.types import JSON, Interval, Origin, Point
 
 if TYPE_CHECKING:
     from domain.bookings import Booking, Status
+    from domain.calendars import Calendar, CalendarException, Hold, Plan
     from domain.factors import Challenge, CodeGuard, Factor, FactorKind, KnownDevice
     from domain.flags import Flag
     from domain.invitations import Invitation
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from domain.offers import Offer
     from domain.organisations import Member, Organisation
     from domain.providers import Provider, Service, Zone
+    from domain.recurrence import Recurrences
     from domain.security import AuditEntry, SecurityFact
 
 T = TypeVar("T")
@@ -196,6 +198,7 @@ class Candidate:
     provider: Provider
     jobs_today: int
     already_asked: bool
+    has_calendar: bool = False
 
 
 class Market(Protocol):
@@ -231,6 +234,37 @@ class Market(Protocol):
     async def has_socket(self, provider_id: str, now: datetime) -> bool: ...
     async def unreachable(self, now: datetime) -> Sequence[str]:
         """Providers whose status is not offline although no node holds a socket of theirs and no linger timer runs."""
+
+
+class Calendars(Protocol):
+    """Providers' calendars and the holds on their time. What changes them holds the provider's lock."""
+
+    async def get(self, provider_id: str) -> Calendar | None: ...
+    async def save(self, calendar: Calendar) -> None:
+        """Adds the calendar, or takes the place of the one before."""
+
+    async def exception(self, exception_id: str) -> CalendarException | None: ...
+    async def add_exception(self, exception: CalendarException) -> None: ...
+    async def remove_exception(self, exception_id: str) -> None: ...
+    async def exceptions_to_come(self, provider_id: str, now: datetime) -> int: ...
+    async def plans(
+        self, provider_ids: Collection[str], within: Interval, now: datetime, *, everybody: bool = False
+    ) -> Mapping[str, Plan]:
+        """Everything in the calendars of those that have one, or of ``everybody``, from a day before to a day after
+        this time.
+        """
+
+    async def planned(self, service_id: str, zone_id: str, limit: int) -> Sequence[Provider]:
+        """Verified providers with the skill, the zone and rules, the best rated first."""
+
+    async def reach(self, provider_id: str, limit: int) -> Sequence[tuple[str, str]]:
+        """Pairs of service and zone that this provider works in."""
+
+    async def hold(self, hold_id: str) -> Hold | None: ...
+    async def add_hold(self, hold: Hold) -> None: ...
+    async def remove_hold(self, hold_id: str) -> None: ...
+    async def holds_of(self, customer_id: str, now: datetime) -> int:
+        """How many a customer has that count."""
 
 
 class Bookings(Protocol):
@@ -347,6 +381,10 @@ class UnitOfWork(Protocol):
     def audit(self) -> AuditLog: ...
     @property
     def market(self) -> Market: ...
+    @property
+    def calendars(self) -> Calendars: ...
+    @property
+    def recurrences(self) -> Recurrences: ...
     @property
     def bookings(self) -> Bookings: ...
     @property

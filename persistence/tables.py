@@ -376,6 +376,57 @@ provider_sockets = Table(  # which nodes hold sockets of a provider; a node that
     Column("expires_at", UtcDateTime, nullable=False),
 )
 
+calendars = Table(
+    "calendars",
+    metadata,
+    Column("provider_id", Id, ForeignKey("providers.id"), primary_key=True),
+    Column("organisation_id", Id, nullable=False),
+    Column("rules", JsonText, nullable=False),  # as on the wire, see domain.recurrence
+    Column("travel_buffer_minutes", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    *_audit(),
+)
+
+calendar_exceptions = Table(
+    "calendar_exceptions",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("provider_id", Id, ForeignKey("providers.id"), nullable=False),
+    Column("kind", Code, nullable=False),
+    Column("start", UtcDateTime, nullable=False),
+    Column("end", UtcDateTime, nullable=False),
+    Column("note", String(200)),
+    *_audit(),
+    Index(None, "provider_id", "end"),
+)
+
+slot_holds = Table(  # a row is gone once it was booked, released, or its timer has run
+    "slot_holds",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("provider_id", Id, ForeignKey("providers.id"), nullable=False),
+    Column("organisation_id", Id, nullable=False),
+    Column("customer_id", Id, ForeignKey("users.id"), nullable=False, index=True),
+    Column("service_id", Id, nullable=False),
+    Column("zone_id", Id, nullable=False),
+    Column("start", UtcDateTime, nullable=False),
+    Column("end", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    *_audit(),
+    Index(None, "provider_id", "end"),
+)
+
+busy_times = Table(  # brought along from a provider's other calendars; each import replaces those of its source
+    "busy_times",
+    metadata,
+    Column("source_id", Id, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("provider_id", Id, ForeignKey("providers.id"), nullable=False),
+    Column("start", UtcDateTime, nullable=False),
+    Column("end", UtcDateTime, nullable=False),
+    Index(None, "provider_id", "end"),
+)
+
 bookings = Table(
     "bookings",
     metadata,
@@ -404,6 +455,7 @@ bookings = Table(
     *_audit(),
     Index(None, "customer_id", "id"),
     Index(None, "provider_id", "status"),
+    Index(None, "provider_id", "end"),
     Index(None, "status", "id"),
 )
 
@@ -568,6 +620,7 @@ WITHOUT_AUDIT = {
     "sessions": "a sign-in belongs to its user, who alone uses it; it has times of its own",
     "refresh_tokens": "as sessions",
     "signing_keys": "made by the system",
+    "busy_times": "copies of what is elsewhere; their source says who brought them along",
     "provider_sockets": "nodes' claims, renewed all the time and gone with the socket",
     "read_marks": "the key says whose it is; nobody else moves it",
     "idempotency_keys": "a command's memory, kept for a day",

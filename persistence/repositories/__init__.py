@@ -14,7 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from domain.types import JSON, Origin
 from persistence.audit_log import SqlAuditLog
 from persistence.geometry import ZoneIndex
+from persistence.recurrence import RruleRecurrences
 from persistence.repositories.bookings import SqlBookings
+from persistence.repositories.calendars import SqlCalendars
 from persistence.repositories.conversations import SqlConversations
 from persistence.repositories.flags import SqlFlags
 from persistence.repositories.identity import SqlChallenges, SqlDevices, SqlFactors
@@ -78,6 +80,14 @@ class SqlUnitOfWork(UnitOfWork):
     @cached_property
     def market(self) -> SqlMarket:
         return SqlMarket(self, self._zones)
+
+    @cached_property
+    def calendars(self) -> SqlCalendars:
+        return SqlCalendars(self)
+
+    @cached_property
+    def recurrences(self) -> RruleRecurrences:
+        return RruleRecurrences()
 
     @cached_property
     def bookings(self) -> SqlBookings:

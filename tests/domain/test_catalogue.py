@@ -19,7 +19,7 @@ from domain.types import JSON
 from domain.views import View
 from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, north_of
 
-IRREGULAR_PAST = {"en_route", "made", "sent", "withdrawn", "rescue_needed", "no_show_recorded"}
+IRREGULAR_PAST = {"en_route", "made", "sent", "withdrawn", "rescue_needed", "no_show_recorded", "held"}
 
 
 class Play:
@@ -55,6 +55,7 @@ class Play:
         await self._scheduled_job(customer, operator, second)
         await self._search_in_vain(customer, first, second)
         await self._join_and_leave(customer, first)
+        await self._plan(customer, second)
         await self._administer(customer)
         for method in ("service.list", "zone.list", "booking.list"):
             await self.call(customer, method)
@@ -122,6 +123,26 @@ class Play:
         await self.call(dispatcher, "organisation.leave", **here)
         leaver = await market.member(firm)
         await self.call(boss, "member.remove", **here, user_id=leaver.user_id)
+
+    async def _plan(self, customer: Actor, firm: Firm) -> None:
+        theirs = {"provider_id": firm.provider_id}
+        rule = {"rrule": "FREQ=DAILY", "tzid": "Europe/London", "dtstart": "2026-01-01T09:00", "duration_minutes": 180}
+        await self.call(firm.person, "availability.set_rules", **theirs, rules=[rule], version=0)
+        day = START + timedelta(days=7)
+        when = {"start": day.isoformat(), "end": (day + timedelta(hours=1)).isoformat()}
+        closed = {"kind": "closed", "note": "dentist"}
+        added = await self.call(firm.person, "availability.add_exception", **theirs, **closed, **when)
+        anywhere = {"service_id": "plumbing", "zone_id": "camden"}
+        question = {"from": day.isoformat(), "to": (day + timedelta(hours=4)).isoformat()}
+        free = await self.call(customer, "availability.slots", **anywhere, **question, limit=1)
+        start = free["slots"][0]["start"]
+        held = await self.call(customer, "slot.hold", **anywhere, start=start)
+        await self.call(customer, "slot.release", hold_id=held["hold"]["id"])
+        held = await self.call(customer, "slot.hold", **anywhere, start=start)
+        await self.book(customer, kind="scheduled", hold_id=held["hold"]["id"])
+        held = await self.call(customer, "slot.hold", **anywhere, start=(day + timedelta(hours=26)).isoformat())
+        await self.call(firm.person, "availability.get", **theirs, **question)
+        await self.call(firm.person, "availability.remove_exception", exception_id=added["exception"]["id"])
 
     async def _administer(self, customer: Actor) -> None:
         admin = await self.market.operator(Role.ADMIN)
@@ -256,6 +277,10 @@ async def test_every_timer_of_the_domain_has_a_handler(market: Marketplace) -> N
         await availability.socket_closed(ctx, firm.provider_id, "node")
 
     await market.as_system(close)
+    rule = {"rrule": "FREQ=DAILY", "tzid": "UTC", "dtstart": "2026-01-01T09:00", "duration_minutes": 180}
+    await market.call(firm.person, "availability.set_rules", provider_id=firm.provider_id, rules=[rule], version=0)
+    anywhere = {"service_id": "plumbing", "zone_id": "camden"}
+    await market.call(customer, "slot.hold", **anywhere, start=(START + timedelta(days=1)).isoformat())
     kinds = {name.partition(":")[0] for name in await market.timer_names()}
     await market.advance(605)
     kinds |= {name.partition(":")[0] for name in await market.timer_names()}

@@ -550,8 +550,61 @@ def upgrade() -> None:
         mysql_engine="InnoDB",
     )
     op.create_index(op.f("ix_bookings_customer_id_id"), "bookings", ["customer_id", "id"], unique=False)
+    op.create_index(op.f("ix_bookings_provider_id_end"), "bookings", ["provider_id", "end"], unique=False)
     op.create_index(op.f("ix_bookings_provider_id_status"), "bookings", ["provider_id", "status"], unique=False)
     op.create_index(op.f("ix_bookings_status_id"), "bookings", ["status", "id"], unique=False)
+    op.create_table(
+        "busy_times",
+        sa.Column("source_id", sa.String(length=64), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("provider_id", sa.String(length=64), nullable=False),
+        sa.Column("start", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("end", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.ForeignKeyConstraint(["provider_id"], ["providers.id"], name=op.f("fk_busy_times_provider_id")),
+        sa.PrimaryKeyConstraint("source_id", "number"),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mysql_engine="InnoDB",
+    )
+    op.create_index(op.f("ix_busy_times_provider_id_end"), "busy_times", ["provider_id", "end"], unique=False)
+    op.create_table(
+        "calendar_exceptions",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("provider_id", sa.String(length=64), nullable=False),
+        sa.Column("kind", sa.String(length=32), nullable=False),
+        sa.Column("start", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("end", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("note", sa.String(length=200), nullable=True),
+        sa.Column("created_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.Column("updated_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("updated_by", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["provider_id"], ["providers.id"], name=op.f("fk_calendar_exceptions_provider_id")),
+        sa.PrimaryKeyConstraint("id"),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mysql_engine="InnoDB",
+    )
+    op.create_index(
+        op.f("ix_calendar_exceptions_provider_id_end"), "calendar_exceptions", ["provider_id", "end"], unique=False
+    )
+    op.create_table(
+        "calendars",
+        sa.Column("provider_id", sa.String(length=64), nullable=False),
+        sa.Column("organisation_id", sa.String(length=64), nullable=False),
+        sa.Column("rules", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb"), nullable=False),
+        sa.Column("travel_buffer_minutes", sa.Integer(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.Column("updated_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("updated_by", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["provider_id"], ["providers.id"], name=op.f("fk_calendars_provider_id")),
+        sa.PrimaryKeyConstraint("provider_id"),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mysql_engine="InnoDB",
+    )
     op.create_table(
         "provider_skills",
         sa.Column("provider_id", sa.String(length=64), nullable=False),
@@ -600,6 +653,30 @@ def upgrade() -> None:
         mysql_engine="InnoDB",
     )
     op.create_index(op.f("ix_refresh_tokens_session_id"), "refresh_tokens", ["session_id"], unique=False)
+    op.create_table(
+        "slot_holds",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("provider_id", sa.String(length=64), nullable=False),
+        sa.Column("organisation_id", sa.String(length=64), nullable=False),
+        sa.Column("customer_id", sa.String(length=64), nullable=False),
+        sa.Column("service_id", sa.String(length=64), nullable=False),
+        sa.Column("zone_id", sa.String(length=64), nullable=False),
+        sa.Column("start", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("end", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("expires_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("created_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.Column("updated_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("updated_by", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["customer_id"], ["users.id"], name=op.f("fk_slot_holds_customer_id")),
+        sa.ForeignKeyConstraint(["provider_id"], ["providers.id"], name=op.f("fk_slot_holds_provider_id")),
+        sa.PrimaryKeyConstraint("id"),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mysql_engine="InnoDB",
+    )
+    op.create_index(op.f("ix_slot_holds_customer_id"), "slot_holds", ["customer_id"], unique=False)
+    op.create_index(op.f("ix_slot_holds_provider_id_end"), "slot_holds", ["provider_id", "end"], unique=False)
     op.create_table(
         "booking_declines",
         sa.Column("booking_id", sa.String(length=64), nullable=False),
@@ -651,9 +728,13 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("offers")
     op.drop_table("booking_declines")
+    op.drop_table("slot_holds")
     op.drop_table("refresh_tokens")
     op.drop_table("provider_zones")
     op.drop_table("provider_skills")
+    op.drop_table("calendars")
+    op.drop_table("calendar_exceptions")
+    op.drop_table("busy_times")
     op.drop_table("bookings")
     op.drop_table("sessions")
     op.drop_table("recovery_codes")

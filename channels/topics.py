@@ -159,7 +159,7 @@ def route(event: Event) -> Sequence[str]:
             channels += [f"organisation:{organisation}" for organisation in to.organisations]
         case "security":
             channels.append(ADMIN_SECURITY)
-        case "notification" | "session" | "flag":
+        case "notification" | "session" | "flag" | "series":
             channels += [f"user:{user}" for user in to.users]
         case "zone" | "announcement":
             channels += [f"zone:{zone}" for zone in to.zones]

@@ -23,6 +23,7 @@ from domain import (
     positions,
     providers,
     security,
+    series,
     session,
     slots,
 )
@@ -93,6 +94,11 @@ _COMMANDS = (
     Command("availability.slots",   "When a service can be had.",               _ANY,        _READ,    slots.FindSlots,            slots.SlotList,              slots.find),
     Command("slot.hold",            "Keep a free time for five minutes.",       _CUSTOMER,   _KEYED,   slots.HoldSlot,             slots.HoldResult,            slots.hold),
     Command("slot.release",         "Give a held time back.",                   _CUSTOMER,   _KEYED,   slots.ReleaseSlot,          slots.Released,              slots.release),
+    Command("series.create",        "Book the same job again and again.",       _CUSTOMER,   _KEYED,   series.CreateSeries,        series.SeriesResult,         series.create),
+    Command("series.get",           "Look at a series.",                        _ANY,        _READ,    series.SeriesRef,           series.SeriesResult,         series.get),
+    Command("series.list",          "One's series.",                            _CUSTOMER,   _READ,    NoParams,                   series.SeriesList,           series.list_own),
+    Command("series.edit",          "Move one of a series, or the rest of it.", _CUSTOMER,   _KEYED,   series.EditSeries,          series.SeriesResult,         series.edit),
+    Command("series.cancel",        "Call one off, or the rest.",               _CUSTOMER,   _KEYED,   series.CancelSeries,        series.SeriesResult,         series.cancel),
     Command("flag.evaluate",        "Which features are on for oneself.",       _ANY,        _READ,    flags.EvaluateFlags,        flags.FlagAnswers,           flags.evaluate),
     Command("flag.list",            "Every feature flag.",                      _OPERATIONS, _READ,    NoParams,                   flags.FlagList,              flags.list_flags),
     Command("flag.set",             "Say for whom a feature is on.",            _ADMIN,      _KEYED,   flags.SetFlag,              flags.FlagResult,            flags.set_flag),
@@ -138,6 +144,12 @@ _EVENTS = (
     EventType("typing.stopped",               "Somebody is no longer typing.",                 messaging.TypingData,                 EventClass.EPHEMERAL),
     EventType("location.moved",               "Where the provider is.",                        positions.LocationMovedData,          EventClass.EPHEMERAL),
     EventType("eta.updated",                  "When the provider will be there.",              positions.EtaUpdatedData,             EventClass.LATEST),
+    EventType("series.created",               "A customer booked a series.",                   series.SeriesEventData),
+    EventType("series.changed",               "A series, or one of it, is another.",           series.SeriesEventData),
+    EventType("series.cancelled",             "A series was called off.",                      series.SeriesEventData),
+    EventType("series.ended",                 "A series has no more to come.",                 series.SeriesEventData),
+    EventType("series.instance_created",      "One of a series was booked.",                   series.InstanceEventData),
+    EventType("series.instance_skipped",      "One of a series could not be booked.",          series.InstanceEventData),
     EventType("membership.created",           "Somebody joined an organisation.",              organisations.MembershipEventData),
     EventType("membership.changed",           "A member is something else now.",               organisations.MembershipEventData),
     EventType("membership.removed",           "Somebody is no longer a member.",               organisations.MembershipEventData),
@@ -161,6 +173,7 @@ TIMERS = MappingProxyType(
         "rescue": dispatch.rescue_over,
         availability.LINGER: availability.linger_over,
         slots.HOLD: slots.ran_out,
+        series.SERIES: series.make_instances,
     }
 )
 """What a durable timer of each kind does when it is due."""

@@ -37,5 +37,7 @@ class Policy:
     holds_per_customer: int = 3
     slot_step_minutes: int = 30
     slot_days: int = 31
+    series_days: int = 60
+    series_per_customer: int = 20
     invitation_days: float = 7
     eta: EtaEstimator = field(default_factory=GreatCircleEta)

@@ -4,8 +4,8 @@ A :class:`UnitOfWork` is one database transaction. Its rules:
 
 * lock the aggregate first (``lock_*``), decide, save, and record events last; the outbox is written right before
   commit, so that for each aggregate the order in the outbox is the order of commits;
-* lock in one order: booking, then conversation, then providers by id, so that no two use cases wait for each other. A
-  due timer is the exception: it is claimed before its aggregate, and a deadlock with whoever cancels it is retried;
+* lock in one order: series, booking, conversation, then providers by id, so that no two use cases wait for each other.
+  A due timer is the exception: it is claimed before its aggregate, and a deadlock with whoever cancels it is retried;
 * a use case may run more than once (deadlock, lost race): it must not touch the outside world. Ephemeral announcements
   are collected in the context and sent after commit.
 """
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from domain.providers import Provider, Service, Zone
     from domain.recurrence import Recurrences
     from domain.security import AuditEntry, SecurityFact
+    from domain.series import Instance, Series
 
 T = TypeVar("T")
 
@@ -257,6 +258,9 @@ class Calendars(Protocol):
     async def planned(self, service_id: str, zone_id: str, limit: int) -> Sequence[Provider]:
         """Verified providers with the skill, the zone and rules, the best rated first."""
 
+    async def offers(self, provider_id: str, service_id: str, zone_id: str) -> bool:
+        """Whether the provider is verified and offers the service in the zone."""
+
     async def reach(self, provider_id: str, limit: int) -> Sequence[tuple[str, str]]:
         """Pairs of service and zone that this provider works in."""
 
@@ -265,6 +269,27 @@ class Calendars(Protocol):
     async def remove_hold(self, hold_id: str) -> None: ...
     async def holds_of(self, customer_id: str, now: datetime) -> int:
         """How many a customer has that count."""
+
+
+class SeriesOfBookings(Protocol):
+    """Series and what was made of them. Everything about a series happens under the lock of its row."""
+
+    async def add(self, series: Series) -> None: ...
+    async def get(self, series_id: str) -> Series | None: ...
+    async def lock(self, series_id: str) -> Series | None: ...
+    async def save(self, series: Series) -> None: ...
+    async def of_customer(self, customer_id: str, limit: int) -> Sequence[Series]:
+        """Active ones first, newest first."""
+
+    async def active(self, customer_id: str) -> int: ...
+    async def instances(self, series_id: str, since: datetime, limit: int) -> Sequence[Instance]:
+        """Those whose recurrence id is not before, in order."""
+
+    async def instance(self, series_id: str, recurrence_id: datetime) -> Instance | None: ...
+    async def put_instance(self, instance: Instance) -> None:
+        """Adds it, or takes the place of the one with its recurrence id."""
+
+    async def remove_instance(self, instance: Instance) -> None: ...
 
 
 class Bookings(Protocol):
@@ -383,6 +408,8 @@ class UnitOfWork(Protocol):
     def market(self) -> Market: ...
     @property
     def calendars(self) -> Calendars: ...
+    @property
+    def series(self) -> SeriesOfBookings: ...
     @property
     def recurrences(self) -> Recurrences: ...
     @property

@@ -52,6 +52,9 @@ class Recurrences(Protocol):
     def overlapping(self, recurrence: Recurrence, within: Interval) -> list[Interval]:
         """The occurrences that share an instant with this time, in order. Keep the time bounded: so is the answer."""
 
+    def following(self, recurrence: Recurrence, after: datetime) -> Interval | None:
+        """The first occurrence that starts at this instant or later, if there is one."""
+
 
 def _written_out(value: object) -> object:
     if isinstance(value, datetime) or (isinstance(value, str) and _LOCAL.fullmatch(value)):

@@ -53,6 +53,14 @@ class RruleRecurrences:
         if first is None:
             raise InvalidParams.at(f"{path}rrule", "never applies")
 
+    def following(self, recurrence: Recurrence, after: datetime) -> Interval | None:
+        zone = _zone(recurrence.tzid)
+        for local in _local_starts(recurrence, after.astimezone(zone).replace(tzinfo=None) - _LONGEST_OFFSET):
+            start = local.replace(tzinfo=zone).astimezone(UTC)
+            if start >= after:
+                return Interval(start, start + recurrence.duration)
+        return None
+
     def overlapping(self, recurrence: Recurrence, within: Interval) -> list[Interval]:
         zone = _zone(recurrence.tzid)
         after = within.start.astimezone(zone).replace(tzinfo=None) - recurrence.duration - _LONGEST_OFFSET

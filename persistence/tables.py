@@ -467,6 +467,38 @@ booking_declines = Table(  # who must not be asked again for a booking: declined
     *_audit(),
 )
 
+series = Table(
+    "series",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("status", Code, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("customer_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("service_id", Id, ForeignKey("services.id"), nullable=False),
+    Column("zone_id", Id, ForeignKey("zones.id"), nullable=False),
+    Column("provider_id", Id, ForeignKey("providers.id")),
+    Column("lat", Double, nullable=False),
+    Column("lon", Double, nullable=False),
+    Column("address", String(500)),
+    Column("notes", Text),
+    Column("recurrence", JsonText, nullable=False),  # as on the wire, see domain.recurrence
+    Column("ends_before", UtcDateTime),
+    Column("follows", Id),
+    *_audit(),
+    Index(None, "customer_id", "status"),
+)
+
+series_instances = Table(  # an occurrence that was made, skipped or called off: the key makes it happen once
+    "series_instances",
+    metadata,
+    Column("series_id", Id, ForeignKey("series.id"), primary_key=True),
+    Column("recurrence_id", UtcDateTime, primary_key=True),
+    Column("status", Code, nullable=False),
+    Column("booking_id", Id, ForeignKey("bookings.id")),
+    Column("reason", String(64)),
+    *_audit(),
+)
+
 offers = Table(
     "offers",
     metadata,

@@ -24,6 +24,7 @@ from persistence.repositories.market import SqlMarket
 from persistence.repositories.offers import SqlOffers
 from persistence.repositories.organisations import SqlOrganisations
 from persistence.repositories.people import SqlPeople
+from persistence.repositories.series import SqlSeries
 from persistence.timers import SqlTimers
 from persistence.unit_of_work import UnitOfWork
 
@@ -84,6 +85,10 @@ class SqlUnitOfWork(UnitOfWork):
     @cached_property
     def calendars(self) -> SqlCalendars:
         return SqlCalendars(self)
+
+    @cached_property
+    def series(self) -> SqlSeries:
+        return SqlSeries(self)
 
     @cached_property
     def recurrences(self) -> RruleRecurrences:

@@ -96,6 +96,18 @@ _PLANNED = (
     .order_by(providers.c.rating.desc(), providers.c.id)
     .limit(bindparam("most"))
 )
+_OFFERS = (
+    select(func.count())
+    .select_from(providers)
+    .join(provider_skills, provider_skills.c.provider_id == providers.c.id)
+    .join(provider_zones, provider_zones.c.provider_id == providers.c.id)
+    .where(
+        providers.c.id == bindparam("provider"),
+        providers.c.verified,
+        provider_skills.c.service_id == bindparam("service"),
+        provider_zones.c.zone_id == bindparam("zone"),
+    )
+)
 _REACH = (
     select(provider_skills.c.service_id, provider_zones.c.zone_id)
     .join(provider_zones, provider_zones.c.provider_id == provider_skills.c.provider_id)
@@ -189,6 +201,10 @@ class SqlCalendars:
     async def planned(self, service_id: str, zone_id: str, limit: int) -> Sequence[Provider]:
         bound = {"service": service_id, "zone": zone_id, "most": limit}
         return [provider_of(row) for row in await self._connection.execute(_PLANNED, bound)]
+
+    async def offers(self, provider_id: str, service_id: str, zone_id: str) -> bool:
+        bound = {"provider": provider_id, "service": service_id, "zone": zone_id}
+        return bool((await self._connection.execute(_OFFERS, bound)).scalar_one())
 
     async def reach(self, provider_id: str, limit: int) -> Sequence[tuple[str, str]]:
         rows = await self._connection.execute(_REACH, {"provider": provider_id, "most": limit})

@@ -143,6 +143,25 @@ class Play:
         held = await self.call(customer, "slot.hold", **anywhere, start=(day + timedelta(hours=26)).isoformat())
         await self.call(firm.person, "availability.get", **theirs, **question)
         await self.call(firm.person, "availability.remove_exception", exception_id=added["exception"]["id"])
+        await self._repeat(customer, firm, rule)
+
+    async def _repeat(self, customer: Actor, firm: Firm, rule: JSON) -> None:
+        work = {"service_id": "plumbing", "location": CENTRE.view(), "provider_id": firm.provider_id}
+        weekly = rule | {
+            "rrule": "FREQ=WEEKLY;UNTIL=20270101T000000Z",
+            "dtstart": "2026-12-05T10:00",
+            "duration_minutes": 60,
+        }
+        late = rule | {"rrule": "FREQ=DAILY;COUNT=3", "dtstart": "2026-12-06T20:00"}
+        first = (await self.call(customer, "series.create", **work, recurrence=weekly))["series"]["id"]
+        second = (await self.call(customer, "series.create", **work, recurrence=late))["series"]["id"]
+        await self.market.advance(1)
+        (begun, *_) = (await self.call(customer, "series.get", series_id=first))["instances"]
+        this = {"scope": "this", "recurrence_id": begun["recurrence_id"], "start": "2026-12-05T09:00:00Z"}
+        version = (await self.call(customer, "series.get", series_id=first))["series"]["version"]
+        await self.call(customer, "series.edit", series_id=first, version=version, **this)
+        await self.call(customer, "series.cancel", series_id=second, scope="all")
+        await self.call(customer, "series.list")
 
     async def _administer(self, customer: Actor) -> None:
         admin = await self.market.operator(Role.ADMIN)
@@ -281,6 +300,8 @@ async def test_every_timer_of_the_domain_has_a_handler(market: Marketplace) -> N
     await market.call(firm.person, "availability.set_rules", provider_id=firm.provider_id, rules=[rule], version=0)
     anywhere = {"service_id": "plumbing", "zone_id": "camden"}
     await market.call(customer, "slot.hold", **anywhere, start=(START + timedelta(days=1)).isoformat())
+    wish = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": rule | {"dtstart": "2030-01-01T09:00"}}
+    await market.call(customer, "series.create", **wish)
     kinds = {name.partition(":")[0] for name in await market.timer_names()}
     await market.advance(605)
     kinds |= {name.partition(":")[0] for name in await market.timer_names()}

@@ -42,7 +42,7 @@ NOWHERE = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 @dataclass(frozen=True)
 class Ids:
     """Somebody's booking, its live offer, the provider that was asked, its organisation, a technician of it, an
-    invitation to it, an exception in its calendar, and a customer's hold on its time.
+    invitation to it, an exception in its calendar, a customer's hold on its time, and that customer's series.
     """
 
     booking: str
@@ -53,6 +53,7 @@ class Ids:
     invitation: str = NOWHERE
     exception: str = NOWHERE
     hold: str = NOWHERE
+    series: str = NOWHERE
     calendar: int = 0
     version: int = 2
     start: str = "2026-12-01T10:00:00Z"
@@ -85,6 +86,7 @@ _create = {"service_id": "plumbing", "kind": "on_demand", "location": CENTRE.vie
 _fix = CENTRE.view() | {"fix_at": "2026-11-24T09:00:00Z"}
 _later = "2026-12-01T12:00:00Z"
 _anywhere = {"service_id": "plumbing", "zone_id": "camden"}
+_weekly = {"rrule": "FREQ=WEEKLY", "tzid": "UTC", "dtstart": "2030-01-01T09:00", "duration_minutes": 60}
 _everybody = frozenset(ROLES)
 _admin = frozenset({ADMIN})
 
@@ -171,6 +173,21 @@ RULES: Mapping[str, Rule] = {
         members=NOBODY,
     ),
     "slot.release": Rule(lambda ids: {"hold_id": ids.hold, "key": "k"}, NOBODY, members=NOBODY),
+    "series.create": Rule(
+        lambda _: {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": _weekly, "key": "k"},
+        frozenset({CUSTOMER}),
+        about_others=False,
+        members=NOBODY,
+    ),
+    "series.get": Rule(lambda ids: {"series_id": ids.series}, STAFF, members=NOBODY),
+    "series.list": Rule(lambda _: {}, frozenset({CUSTOMER}), about_others=False, members=NOBODY),
+    # A series is its customer's alone.
+    "series.edit": Rule(
+        lambda ids: {"series_id": ids.series, "version": 1, "scope": "all", "recurrence": _weekly, "key": "k"},
+        NOBODY,
+        members=NOBODY,
+    ),
+    "series.cancel": Rule(lambda ids: {"series_id": ids.series, "scope": "all", "key": "k"}, NOBODY, members=NOBODY),
     "flag.evaluate": Rule(lambda _: {"flags": ["new-map"]}, _everybody, about_others=False),
     "flag.list": Rule(lambda _: {}, STAFF, about_others=False, members=NOBODY),
     "flag.set": Rule(
@@ -212,8 +229,8 @@ async def somebodys(market: Marketplace, *, scheduled: bool = False) -> Ids:
     return Ids(booking_id, offer_id, firm.provider_id, firm.organisation_id, technician.user_id, invitation_id, *things)
 
 
-async def _calendar(market: Marketplace, customer: Actor, firm: Firm) -> tuple[str, str, int]:
-    """Rules for the firm; an exception, a hold, and the version of its calendar."""
+async def _calendar(market: Marketplace, customer: Actor, firm: Firm) -> tuple[str, str, str, int]:
+    """Rules for the firm; an exception, a hold, a series, and the version of its calendar."""
     rule = {"rrule": "FREQ=DAILY", "tzid": "UTC", "dtstart": "2026-01-01T09:00", "duration_minutes": 180}
     theirs = {"provider_id": firm.provider_id}
     await market.call(firm.person, "availability.set_rules", **theirs, rules=[rule], version=0)
@@ -221,7 +238,9 @@ async def _calendar(market: Marketplace, customer: Actor, firm: Firm) -> tuple[s
     added = await market.call(firm.person, "availability.add_exception", **theirs, kind="closed", **when)
     wanted = theirs | _anywhere | {"start": "2026-12-02T10:00:00Z"}
     held = await market.call(customer, "slot.hold", **wanted)
-    return added["exception"]["id"], held["hold"]["id"], added["version"]
+    wish = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": _weekly}
+    series = await market.call(customer, "series.create", **wish)
+    return added["exception"]["id"], held["hold"]["id"], series["series"]["id"], added["version"]
 
 
 async def own(market: Marketplace, role: str) -> tuple[Actor, Ids]:
@@ -436,6 +455,8 @@ def test_only_these_params_share_a_name_with_what_the_server_decides() -> None:
         ("availability.slots", "zone_id"),
         ("slot.hold", "provider_id"),  # whose time, if it matters
         ("slot.hold", "zone_id"),
+        ("series.create", "provider_id"),  # whose time, if it matters
+        ("series.edit", "version"),  # what the caller saw
         ("organisation.get", "organisation_id"),  # whose people are meant, checked against one's own
         ("organisation.invite", "organisation_id"),
         ("organisation.leave", "organisation_id"),
@@ -529,6 +550,6 @@ async def _everything(market: Marketplace) -> list[Any]:
         "outbox",
         "idempotency_keys",
     )
-    watched += ("calendars", "calendar_exceptions", "slot_holds")
+    watched += ("calendars", "calendar_exceptions", "slot_holds", "series", "series_instances")
     watched += ("users", "memberships", "invitations", "sessions", "flags", "audit_log")
     return [sorted(map(repr, await market.rows(tables.metadata.tables[name].select()))) for name in watched]

@@ -654,6 +654,36 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_refresh_tokens_session_id"), "refresh_tokens", ["session_id"], unique=False)
     op.create_table(
+        "series",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("status", sa.String(length=32), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("customer_id", sa.String(length=64), nullable=False),
+        sa.Column("service_id", sa.String(length=64), nullable=False),
+        sa.Column("zone_id", sa.String(length=64), nullable=False),
+        sa.Column("provider_id", sa.String(length=64), nullable=True),
+        sa.Column("lat", sa.Double(), nullable=False),
+        sa.Column("lon", sa.Double(), nullable=False),
+        sa.Column("address", sa.String(length=500), nullable=True),
+        sa.Column("notes", sa.Text(), nullable=True),
+        sa.Column("recurrence", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb"), nullable=False),
+        sa.Column("ends_before", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=True),
+        sa.Column("follows", sa.String(length=64), nullable=True),
+        sa.Column("created_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.Column("updated_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("updated_by", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["customer_id"], ["users.id"], name=op.f("fk_series_customer_id")),
+        sa.ForeignKeyConstraint(["provider_id"], ["providers.id"], name=op.f("fk_series_provider_id")),
+        sa.ForeignKeyConstraint(["service_id"], ["services.id"], name=op.f("fk_series_service_id")),
+        sa.ForeignKeyConstraint(["zone_id"], ["zones.id"], name=op.f("fk_series_zone_id")),
+        sa.PrimaryKeyConstraint("id"),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mysql_engine="InnoDB",
+    )
+    op.create_index(op.f("ix_series_customer_id_status"), "series", ["customer_id", "status"], unique=False)
+    op.create_table(
         "slot_holds",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("provider_id", sa.String(length=64), nullable=False),
@@ -723,12 +753,34 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_offers_booking_id_status"), "offers", ["booking_id", "status"], unique=False)
     op.create_index(op.f("ix_offers_provider_id_status"), "offers", ["provider_id", "status"], unique=False)
+    op.create_table(
+        "series_instances",
+        sa.Column("series_id", sa.String(length=64), nullable=False),
+        sa.Column(
+            "recurrence_id", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False
+        ),
+        sa.Column("status", sa.String(length=32), nullable=False),
+        sa.Column("booking_id", sa.String(length=64), nullable=True),
+        sa.Column("reason", sa.String(length=64), nullable=True),
+        sa.Column("created_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.Column("updated_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("updated_by", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["booking_id"], ["bookings.id"], name=op.f("fk_series_instances_booking_id")),
+        sa.ForeignKeyConstraint(["series_id"], ["series.id"], name=op.f("fk_series_instances_series_id")),
+        sa.PrimaryKeyConstraint("series_id", "recurrence_id"),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mysql_engine="InnoDB",
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("series_instances")
     op.drop_table("offers")
     op.drop_table("booking_declines")
     op.drop_table("slot_holds")
+    op.drop_table("series")
     op.drop_table("refresh_tokens")
     op.drop_table("provider_zones")
     op.drop_table("provider_skills")

@@ -23,6 +23,7 @@ from domain.types import JSON, Interval, Origin, Point
 
 if TYPE_CHECKING:
     from domain.bookings import Booking, Status
+    from domain.calendar_sync import CalendarReader, Source
     from domain.calendars import Calendar, CalendarException, Hold, Plan
     from domain.factors import Challenge, CodeGuard, Factor, FactorKind, KnownDevice
     from domain.flags import Flag
@@ -271,6 +272,34 @@ class Calendars(Protocol):
         """How many a customer has that count."""
 
 
+class CalendarSync(Protocol):
+    """Feeds of calendars, and sources of busy times."""
+
+    async def put_feed(self, provider_id: str, user_id: str, token_hash: str) -> None:
+        """Adds a person's feed, in place of the one before."""
+
+    async def remove_feed(self, provider_id: str, user_id: str) -> None: ...
+    async def provider_of_feed(self, token_hash: str) -> str | None:
+        """Whose jobs a token shows, while the person it was given to is a member and not disabled."""
+
+    async def jobs(self, provider_id: str, within: Interval, limit: int) -> Sequence[Booking]:
+        """Those with an agreed time, cancelled ones too, the earliest first."""
+
+    async def source(self, source_id: str) -> Source | None: ...
+    async def sources(self, provider_id: str) -> Sequence[Source]:
+        """By name."""
+
+    async def add_source(self, source: Source) -> None: ...
+    async def save_source(self, source: Source) -> None:
+        """What was found there."""
+
+    async def remove_source(self, source_id: str) -> None:
+        """With its times."""
+
+    async def replace_times(self, source: Source, times: Sequence[Interval]) -> bool:
+        """Whether they differ from those before."""
+
+
 class SeriesOfBookings(Protocol):
     """Series and what was made of them. Everything about a series happens under the lock of its row."""
 
@@ -408,6 +437,10 @@ class UnitOfWork(Protocol):
     def market(self) -> Market: ...
     @property
     def calendars(self) -> Calendars: ...
+    @property
+    def calendar_sync(self) -> CalendarSync: ...
+    @property
+    def calendar_reader(self) -> CalendarReader: ...
     @property
     def series(self) -> SeriesOfBookings: ...
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from calendar import monthrange
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -30,6 +31,7 @@ _SHAPES = {
     ("WEEKLY", "BYDAY"): re.compile(rf"{_DAY}(?:,{_DAY})*"),
     ("MONTHLY", "BYDAY"): re.compile(rf"-?[1-5]{_DAY}(?:,-?[1-5]{_DAY})*"),
 }
+_COMMON_YEAR = 2001
 _LONGEST_OFFSET = timedelta(days=1)
 """Clocks on earth are at most 14 hours from UTC."""
 
@@ -46,6 +48,8 @@ class RruleRecurrences:
         why = _refused(recurrence.rrule)
         if why is not None:
             raise InvalidParams.at(f"{path}rrule", why)
+        if _is_in_no_month(recurrence):
+            raise InvalidParams.at(f"{path}rrule", "never applies")
         try:
             first = next(_local_starts(recurrence, recurrence.dtstart), None)
         except (ValueError, OverflowError):
@@ -96,6 +100,20 @@ def _refused(text: str) -> str | None:
         if shape is not None and not shape.fullmatch(value):
             return f"{name} is not valid"
     return None
+
+
+def _is_in_no_month(recurrence: Recurrence) -> bool:
+    """Whether the rule asks for a day that its one month of the year never has: dateutil would look until year 9999."""
+    parts = dict(part.split("=", 1) for part in recurrence.rrule.split(";"))
+    interval, month = int(parts.get("INTERVAL", 1)), recurrence.dtstart.month
+    if interval % 12 or parts["FREQ"] != "MONTHLY":
+        return False
+    # A fifth Monday is in no month of 28 days.
+    weekdays = [7 * int(each[:-2].lstrip("-")) - 6 for each in parts.get("BYDAY", "1MO").split(",")]
+    needed = abs(int(parts.get("BYMONTHDAY", recurrence.dtstart.day if "BYDAY" not in parts else min(weekdays))))
+    every_leap_year = month == 2 and interval == 12
+    longest = 29 if every_leap_year else monthrange(_COMMON_YEAR, month)[1]
+    return needed > longest
 
 
 @lru_cache(maxsize=512)

@@ -416,6 +416,33 @@ slot_holds = Table(  # a row is gone once it was booked, released, or its timer 
     Index(None, "provider_id", "end"),
 )
 
+calendar_feeds = Table(
+    "calendar_feeds",
+    metadata,
+    Column("provider_id", Id, ForeignKey("providers.id"), primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), primary_key=True),
+    Column("token_hash", String(64), nullable=False, unique=True),
+    *_audit(),
+)
+
+calendar_sources = Table(
+    "calendar_sources",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("provider_id", Id, ForeignKey("providers.id"), nullable=False),
+    Column("organisation_id", Id, nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("kind", Code, nullable=False),
+    Column("url", String(500)),
+    Column("times", Integer, nullable=False),
+    Column("skipped", Integer, nullable=False),
+    Column("problem", String(64)),
+    Column("fetched_at", UtcDateTime),
+    Column("next_fetch_at", UtcDateTime, index=True),
+    *_audit(),
+    UniqueConstraint("provider_id", "name"),
+)
+
 busy_times = Table(  # brought along from a provider's other calendars; each import replaces those of its source
     "busy_times",
     metadata,

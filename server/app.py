@@ -58,6 +58,8 @@ from persistence.unit_of_work import Transactions
 from persistence.vault import DatabaseVault
 from server import specs
 from server.aws import Aws, AwsOptions
+from server.calendar_feed import CalendarFeeds
+from server.calendar_fetch import CalendarFetcher, CalendarSync
 from server.clock import SystemClock
 from server.diagnosis import database_trouble
 from server.federation import IssuerKeys, IssuerOptions, IssuerTokens, JsonFetcher
@@ -299,6 +301,7 @@ class Application:
             log_entries=settings.log_retention_entries,
             key_hours=settings.idempotency_hours,
         )
+        self._calendar_sync = CalendarSync(self.desk, self.transactions, CalendarFetcher())
         self._flag_watch = FlagWatch(self.transactions, self.flags)
         self._secrets: SecretReader | None = None
         self.secret_watch: SecretWatch | None = None
@@ -324,6 +327,7 @@ class Application:
             credentials=self.credentials,
             desk=self.desk,
             doorman=doorman,
+            feeds=CalendarFeeds(self.transactions, self.desk),
             tokens=self.tokens,
             metrics=self.metrics,
             checks=self.checks(),
@@ -401,6 +405,7 @@ class Application:
         self.workers.start("sockets", self._sweep.run)
         self.workers.start("pruner", self._pruner.run)
         self.workers.start("flags", self._flag_watch.run)
+        self.workers.start("calendars", self._calendar_sync.run)
         if self.secret_watch is not None:
             await self.secret_watch.look()
             self.workers.start("secrets", self.secret_watch.run)

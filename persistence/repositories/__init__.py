@@ -14,8 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from domain.types import JSON, Origin
 from persistence.audit_log import SqlAuditLog
 from persistence.geometry import ZoneIndex
+from persistence.icalendars import IcalendarReader
 from persistence.recurrence import RruleRecurrences
 from persistence.repositories.bookings import SqlBookings
+from persistence.repositories.calendar_sync import SqlCalendarSync
 from persistence.repositories.calendars import SqlCalendars
 from persistence.repositories.conversations import SqlConversations
 from persistence.repositories.flags import SqlFlags
@@ -85,6 +87,14 @@ class SqlUnitOfWork(UnitOfWork):
     @cached_property
     def calendars(self) -> SqlCalendars:
         return SqlCalendars(self)
+
+    @cached_property
+    def calendar_sync(self) -> SqlCalendarSync:
+        return SqlCalendarSync(self)
+
+    @cached_property
+    def calendar_reader(self) -> IcalendarReader:
+        return IcalendarReader()
 
     @cached_property
     def series(self) -> SqlSeries:

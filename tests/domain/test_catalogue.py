@@ -143,7 +143,18 @@ class Play:
         held = await self.call(customer, "slot.hold", **anywhere, start=(day + timedelta(hours=26)).isoformat())
         await self.call(firm.person, "availability.get", **theirs, **question)
         await self.call(firm.person, "availability.remove_exception", exception_id=added["exception"]["id"])
+        await self._bring_along(firm)
         await self._repeat(customer, firm, rule)
+
+    async def _bring_along(self, firm: Firm) -> None:
+        theirs = {"provider_id": firm.provider_id}
+        await self.call(firm.person, "calendar.issue_feed")
+        await self.call(firm.person, "calendar.revoke_feed", **theirs)
+        empty = "BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:x\r\nEND:VCALENDAR\r\n"
+        brought = await self.call(firm.person, "calendar.import", **theirs, name="Home", ics=empty)
+        await self.call(firm.person, "calendar.subscribe", **theirs, name="Work", url="https://example.test/a.ics")
+        await self.call(firm.person, "calendar.list_sources", **theirs)
+        await self.call(firm.person, "calendar.remove_source", source_id=brought["source"]["id"])
 
     async def _repeat(self, customer: Actor, firm: Firm, rule: JSON) -> None:
         work = {"service_id": "plumbing", "location": CENTRE.view(), "provider_id": firm.provider_id}

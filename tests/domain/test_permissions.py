@@ -42,7 +42,8 @@ NOWHERE = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 @dataclass(frozen=True)
 class Ids:
     """Somebody's booking, its live offer, the provider that was asked, its organisation, a technician of it, an
-    invitation to it, an exception in its calendar, a customer's hold on its time, and that customer's series.
+    invitation to it, an exception in its calendar, a customer's hold on its time, that customer's
+    series, and a source of busy times.
     """
 
     booking: str
@@ -54,6 +55,7 @@ class Ids:
     exception: str = NOWHERE
     hold: str = NOWHERE
     series: str = NOWHERE
+    source: str = NOWHERE
     calendar: int = 0
     version: int = 2
     start: str = "2026-12-01T10:00:00Z"
@@ -87,6 +89,7 @@ _fix = CENTRE.view() | {"fix_at": "2026-11-24T09:00:00Z"}
 _later = "2026-12-01T12:00:00Z"
 _anywhere = {"service_id": "plumbing", "zone_id": "camden"}
 _weekly = {"rrule": "FREQ=WEEKLY", "tzid": "UTC", "dtstart": "2030-01-01T09:00", "duration_minutes": 60}
+_calendar_text = "BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:x\r\nEND:VCALENDAR\r\n"
 _everybody = frozenset(ROLES)
 _admin = frozenset({ADMIN})
 
@@ -173,6 +176,20 @@ RULES: Mapping[str, Rule] = {
         members=NOBODY,
     ),
     "slot.release": Rule(lambda ids: {"hold_id": ids.hold, "key": "k"}, NOBODY, members=NOBODY),
+    "calendar.issue_feed": Rule(lambda ids: {"provider_id": ids.provider}, NOBODY),
+    "calendar.revoke_feed": Rule(lambda ids: {"provider_id": ids.provider}, NOBODY),
+    "calendar.import": Rule(
+        lambda ids: {"provider_id": ids.provider, "name": "Home", "ics": _calendar_text, "key": "k"},
+        _admin,
+        members=MANAGERS,
+    ),
+    "calendar.subscribe": Rule(
+        lambda ids: {"provider_id": ids.provider, "name": "Home", "url": "https://example.test/a.ics", "key": "k"},
+        _admin,
+        members=MANAGERS,
+    ),
+    "calendar.list_sources": Rule(lambda ids: {"provider_id": ids.provider}, STAFF),
+    "calendar.remove_source": Rule(lambda ids: {"source_id": ids.source, "key": "k"}, _admin, members=MANAGERS),
     "series.create": Rule(
         lambda _: {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": _weekly, "key": "k"},
         frozenset({CUSTOMER}),
@@ -229,8 +246,8 @@ async def somebodys(market: Marketplace, *, scheduled: bool = False) -> Ids:
     return Ids(booking_id, offer_id, firm.provider_id, firm.organisation_id, technician.user_id, invitation_id, *things)
 
 
-async def _calendar(market: Marketplace, customer: Actor, firm: Firm) -> tuple[str, str, str, int]:
-    """Rules for the firm; an exception, a hold, a series, and the version of its calendar."""
+async def _calendar(market: Marketplace, customer: Actor, firm: Firm) -> tuple[str, str, str, str, int]:
+    """Rules for the firm; an exception, a hold, a series, a source, and the version of its calendar."""
     rule = {"rrule": "FREQ=DAILY", "tzid": "UTC", "dtstart": "2026-01-01T09:00", "duration_minutes": 180}
     theirs = {"provider_id": firm.provider_id}
     await market.call(firm.person, "availability.set_rules", **theirs, rules=[rule], version=0)
@@ -240,7 +257,9 @@ async def _calendar(market: Marketplace, customer: Actor, firm: Firm) -> tuple[s
     held = await market.call(customer, "slot.hold", **wanted)
     wish = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": _weekly}
     series = await market.call(customer, "series.create", **wish)
-    return added["exception"]["id"], held["hold"]["id"], series["series"]["id"], added["version"]
+    brought = await market.call(firm.person, "calendar.subscribe", **theirs, name="Work", url="https://example.test/w")
+    ids = added["exception"]["id"], held["hold"]["id"], series["series"]["id"], brought["source"]["id"]
+    return *ids, added["version"]
 
 
 async def own(market: Marketplace, role: str) -> tuple[Actor, Ids]:
@@ -455,6 +474,11 @@ def test_only_these_params_share_a_name_with_what_the_server_decides() -> None:
         ("availability.slots", "zone_id"),
         ("slot.hold", "provider_id"),  # whose time, if it matters
         ("slot.hold", "zone_id"),
+        ("calendar.issue_feed", "provider_id"),  # for whom, checked against one's own
+        ("calendar.revoke_feed", "provider_id"),
+        ("calendar.import", "provider_id"),
+        ("calendar.subscribe", "provider_id"),
+        ("calendar.list_sources", "provider_id"),
         ("series.create", "provider_id"),  # whose time, if it matters
         ("series.edit", "version"),  # what the caller saw
         ("organisation.get", "organisation_id"),  # whose people are meant, checked against one's own
@@ -509,6 +533,10 @@ def test_only_these_params_share_a_name_with_what_the_server_decides() -> None:
         ("availability.set_rules", "travel_buffer_minutes", 241),
         ("availability.set_rules", "rules", [{"rrule": "FREQ=DAILY"}]),
         ("availability.add_exception", "kind", "maybe"),
+        ("calendar.subscribe", "url", "http://example.test/a.ics"),
+        ("calendar.subscribe", "url", "https://example.test/a\r\nHost: b"),
+        ("calendar.import", "ics", "x" * 60_001),
+        ("calendar.import", "ics", "\ud800"),
         ("presence.set", "status", "busy"),
         ("location.publish", "heading_deg", 360),
         ("location.publish", "accuracy_m", float("inf")),
@@ -551,5 +579,6 @@ async def _everything(market: Marketplace) -> list[Any]:
         "idempotency_keys",
     )
     watched += ("calendars", "calendar_exceptions", "slot_holds", "series", "series_instances")
+    watched += ("calendar_feeds", "calendar_sources", "busy_times")
     watched += ("users", "memberships", "invitations", "sessions", "flags", "audit_log")
     return [sorted(map(repr, await market.rows(tables.metadata.tables[name].select()))) for name in watched]

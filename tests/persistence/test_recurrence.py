@@ -122,6 +122,8 @@ def test_nine_in_london_is_eight_or_nine_utc() -> None:
         ("FREQ=WEEKLY;COUNT=3;UNTIL=20271201T000000Z", "exclude each other"),
         ("FREQ=WEEKLY;FREQ=DAILY", "twice"),
         ("FREQ=MONTHLY;INTERVAL=12;BYMONTHDAY=31", "never applies"),
+        ("FREQ=MONTHLY;INTERVAL=24;BYDAY=5MO", "never applies"),
+        ("FREQ=MONTHLY;INTERVAL=24;BYMONTHDAY=29", "never applies"),
         ("FREQ=WEEKLY\nRRULE:FREQ=DAILY", "FREQ must be"),
         ("DTSTART:20200101T000000\nRRULE:FREQ=DAILY", "FREQ must be"),
     ],

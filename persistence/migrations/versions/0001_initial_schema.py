@@ -589,6 +589,50 @@ def upgrade() -> None:
         op.f("ix_calendar_exceptions_provider_id_end"), "calendar_exceptions", ["provider_id", "end"], unique=False
     )
     op.create_table(
+        "calendar_feeds",
+        sa.Column("provider_id", sa.String(length=64), nullable=False),
+        sa.Column("user_id", sa.String(length=64), nullable=False),
+        sa.Column("token_hash", sa.String(length=64), nullable=False),
+        sa.Column("created_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.Column("updated_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("updated_by", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["provider_id"], ["providers.id"], name=op.f("fk_calendar_feeds_provider_id")),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_calendar_feeds_user_id")),
+        sa.PrimaryKeyConstraint("provider_id", "user_id"),
+        sa.UniqueConstraint("token_hash", name=op.f("uq_calendar_feeds_token_hash")),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mysql_engine="InnoDB",
+    )
+    op.create_table(
+        "calendar_sources",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("provider_id", sa.String(length=64), nullable=False),
+        sa.Column("organisation_id", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=100), nullable=False),
+        sa.Column("kind", sa.String(length=32), nullable=False),
+        sa.Column("url", sa.String(length=500), nullable=True),
+        sa.Column("times", sa.Integer(), nullable=False),
+        sa.Column("skipped", sa.Integer(), nullable=False),
+        sa.Column("problem", sa.String(length=64), nullable=True),
+        sa.Column("fetched_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=True),
+        sa.Column(
+            "next_fetch_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=True
+        ),
+        sa.Column("created_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.Column("updated_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("updated_by", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["provider_id"], ["providers.id"], name=op.f("fk_calendar_sources_provider_id")),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("provider_id", "name", name=op.f("uq_calendar_sources_provider_id_name")),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mysql_engine="InnoDB",
+    )
+    op.create_index(op.f("ix_calendar_sources_next_fetch_at"), "calendar_sources", ["next_fetch_at"], unique=False)
+    op.create_table(
         "calendars",
         sa.Column("provider_id", sa.String(length=64), nullable=False),
         sa.Column("organisation_id", sa.String(length=64), nullable=False),
@@ -785,6 +829,8 @@ def downgrade() -> None:
     op.drop_table("provider_zones")
     op.drop_table("provider_skills")
     op.drop_table("calendars")
+    op.drop_table("calendar_sources")
+    op.drop_table("calendar_feeds")
     op.drop_table("calendar_exceptions")
     op.drop_table("busy_times")
     op.drop_table("bookings")

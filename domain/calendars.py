@@ -186,11 +186,11 @@ def free_starts(
     blocked = merged([*taken(plan), *plan.busy])
     starts = []
     for opening in openings(plan, around, recurrences):
-        left = without([opening], blocked)
-        start = opening.start + max(0, -((opening.start - within.start) // step)) * step
-        while start < within.end and start + length <= opening.end:
-            fits = any(each.start <= start and start + length <= each.end for each in left)
-            if fits and start.date() not in full:
-                starts.append(start)
-            start += step
+        for free in without([opening], blocked):
+            late = max(free.start, within.start) - opening.start
+            start = opening.start - (-late // step) * step
+            while start < within.end and start + length <= free.end:
+                if start.date() not in full:
+                    starts.append(start)
+                start += step
     return starts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from calendar import monthrange
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -66,17 +66,28 @@ class RruleRecurrences:
         return None
 
     def overlapping(self, recurrence: Recurrence, within: Interval) -> list[Interval]:
-        zone = _zone(recurrence.tzid)
-        after = within.start.astimezone(zone).replace(tzinfo=None) - recurrence.duration - _LONGEST_OFFSET
-        found: list[Interval] = []
-        for local in _local_starts(recurrence, after):
-            # fold=0: the offset before a change for a time that is skipped, the first of two that come twice.
-            start = local.replace(tzinfo=zone).astimezone(UTC)
-            if start >= within.end:
-                break
-            if start + recurrence.duration > within.start:
-                found.append(Interval(start, start + recurrence.duration))
-        return found
+        # Whole days, so that those who ask about the same days share the work, whatever the time of day.
+        first = (within.start - recurrence.duration).date()
+        starts = _starts(recurrence, first, within.end.date())
+        times = (Interval(start, start + recurrence.duration) for start in starts)
+        return [time for time in times if time.overlaps(within)]
+
+
+@lru_cache(maxsize=8192)
+def _starts(recurrence: Recurrence, first: date, last: date) -> tuple[datetime, ...]:
+    """Every start from the beginning of one day, UTC, to the end of another."""
+    zone = _zone(recurrence.tzid)
+    begins = datetime(first.year, first.month, first.day, tzinfo=UTC)
+    ends = datetime(last.year, last.month, last.day, tzinfo=UTC) + timedelta(days=1)
+    found = []
+    for local in _local_starts(recurrence, begins.replace(tzinfo=None) - _LONGEST_OFFSET):
+        # fold=0: the offset before a change for a time that is skipped, the first of two that come twice.
+        start = local.replace(tzinfo=zone).astimezone(UTC)
+        if start >= ends:
+            break
+        if start >= begins:
+            found.append(start)
+    return tuple(found)
 
 
 def _refused(text: str) -> str | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -53,3 +54,8 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of each kind that the product supports, one after the other."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more worker than processors: the tests of servers spend half of their time waiting."""
+    return (os.cpu_count() or 1) + 1

@@ -59,6 +59,8 @@ from persistence.unit_of_work import Transactions
 from persistence.vault import DatabaseVault
 from server import specs
 from server.aws import Aws, AwsOptions
+from server.calendar_feed import CalendarFeeds
+from server.calendar_fetch import CalendarFetcher, CalendarSync
 from server.clock import SystemClock
 from server.diagnosis import database_trouble
 from server.federation import IssuerKeys, IssuerOptions, IssuerTokens, JsonFetcher
@@ -304,6 +306,7 @@ class Application:
             key_hours=settings.idempotency_hours,
         )
         self._zone_meter = ZoneMeter(self.desk, self.transactions, clock)
+        self._calendar_sync = CalendarSync(self.desk, self.transactions, CalendarFetcher())
         self._flag_watch = FlagWatch(self.transactions, self.flags)
         self._secrets: SecretReader | None = None
         self.secret_watch: SecretWatch | None = None
@@ -329,6 +332,7 @@ class Application:
             credentials=self.credentials,
             desk=self.desk,
             doorman=doorman,
+            feeds=CalendarFeeds(self.transactions, self.desk),
             tokens=self.tokens,
             metrics=self.metrics,
             checks=self.checks(),
@@ -408,6 +412,7 @@ class Application:
         self.workers.start("pruner", self._pruner.run)
         self.workers.start("flags", self._flag_watch.run)
         self.workers.start("zones", self._zone_meter.run)
+        self.workers.start("calendars", self._calendar_sync.run)
         if self.secret_watch is not None:
             await self.secret_watch.look()
             self.workers.start("secrets", self.secret_watch.run)

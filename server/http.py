@@ -34,6 +34,7 @@ from domain.errors import FixnadoError, InvalidParams, NotAuthenticated, TooMany
 from domain.identity import Actor
 from domain.second_factor import SecondFactor
 from domain.types import JSON, Origin, Point
+from server.calendar_feed import CalendarFeeds
 from server.forwarded import Forwarded, Network
 from server.health import Degraded
 from server.operations import OPERATIONS, Call, Operation
@@ -130,6 +131,7 @@ class Surface:
     credentials: Credentials
     desk: Desk
     doorman: Doorman
+    feeds: CalendarFeeds
     tokens: Tokens
     metrics: Metrics
     checks: Mapping[str, Check]
@@ -145,6 +147,7 @@ class Surface:
         ]
         routes += [
             Route("/commands/{method}", self._command, methods=["POST"]),
+            Route("/calendars/{token}.ics", self._calendar),
             Route("/.well-known/jwks.json", self._jwks),
             Route("/health/live", self._live),
             Route("/health/ready", self._ready),
@@ -223,6 +226,10 @@ class Surface:
         except InvalidRequest as error:
             raise BadRequest(error.message) from None
         return body
+
+    async def _calendar(self, request: Request) -> Response:
+        text = await self.feeds.text(request.path_params["token"])
+        return Response(text, headers={"cache-control": "private, no-store"}, media_type="text/calendar")
 
     async def _jwks(self, _: Request) -> Response:
         return json_response(self.tokens.jwks(), headers={"cache-control": "public, max-age=300"})

@@ -20,6 +20,7 @@ from domain.errors import Conflict, FixnadoError, InvalidToken, TooManyRequests,
 from domain.identity import Actor, Role
 from domain.second_factor import SecondFactor
 from domain.types import JSON, Origin
+from server.calendar_feed import CalendarFeeds
 from server.http import Check, Surface, middleware
 from server.telemetry import Metrics
 from server.tokens import KeyRing, SigningKey, Tokens
@@ -68,6 +69,7 @@ def client_of(backroom: Backroom, checks: Mapping[str, Check] | None = None, **l
         credentials=cast(Credentials, backroom),
         desk=cast(Desk, backroom),
         doorman=backroom,
+        feeds=cast(CalendarFeeds, backroom),
         tokens=Tokens(KeyRing(SigningKey.generate()), life_seconds=60, leeway_seconds=0),
         metrics=Metrics(methods=["thing.do"]),
         checks=checks if checks is not None else {"database": fine},

@@ -14,6 +14,7 @@ from channels.ephemeral import Announcer
 from channels.heartbeat import Wheel
 from channels.hub import Hub
 from channels.limits import Limits, TokenBuckets
+from channels.node import Node, untraced
 from channels.ports import (
     Access,
     Acknowledgements,
@@ -28,7 +29,7 @@ from channels.ports import (
 )
 from channels.presence import NodePresence, Presence
 from channels.protocol import CloseCode
-from channels.session import Node, Session, untraced
+from channels.session import Session
 from channels.subscriptions import Subscriptions
 from domain.log import EventLog
 from domain.ports import Clock
@@ -74,6 +75,7 @@ class Realtime:
         presence: Presence | None = None,
         buckets: TokenBuckets | None = None,
         trace: Trace = untraced,
+        tag: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         metrics = metrics or NoMetrics()
@@ -104,6 +106,7 @@ class Realtime:
             if buckets is None
             else buckets,
             trace=trace,
+            tag=tag,
         )
 
     async def start(self) -> None:
@@ -117,7 +120,7 @@ class Realtime:
         self._beating = asyncio.create_task(self._wheel.run(), name="heartbeat")
 
     def open(self, transport: Transport) -> Session:
-        """A socket is open: its session, which expects the transport's callbacks from now on."""
+        """A connection is open: its session, which expects the transport's callbacks from now on."""
         return Session(self._node, transport)
 
     def spend(self, user_id: str) -> float:

@@ -37,7 +37,7 @@ from websockets.exceptions import InvalidState
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
-from channels.protocol import MAX_FRAME_BYTES, CloseCode
+from channels.protocol import MAX_FRAME_BYTES, PING, CloseCode
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,10 @@ class LentTransport:
     def attach(self, receiver: Receiver, gone: Callable[[], None]) -> None:
         """Send messages to ``receiver`` from now on; ``gone`` is called once, when the connection has ended."""
         self._protocol.attach(receiver, gone)
+
+    def beat(self) -> bool:
+        self.write(PING)
+        return False
 
     def buffered_bytes(self) -> int:
         return self._protocol.transport.get_write_buffer_size()

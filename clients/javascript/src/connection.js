@@ -1,4 +1,5 @@
 import { CallTimeout, ConnectionLost, FixnadoError, RemoteError } from './errors.js';
+import { Watchdog } from './watchdog.js';
 
 /**
  * @typedef {import('./types.js').Json} Json
@@ -28,6 +29,8 @@ const ABNORMAL = 1006;
  * several messages in one turn, and an event must never be handled before the reply that came ahead of it.
  */
 export class Connection {
+  /** Other channels than the session's own are asked for after it is open. */
+  asksForAll = false;
   /** @type {import('./platform.js').SocketLike} */
   #socket;
   /** @type {import('./platform.js').Platform} */
@@ -42,11 +45,8 @@ export class Connection {
   #unanswered = new Set();
   #lastId = 0;
   #closed = false;
-  /** @type {any} */
-  #watchdog = null;
-  #silenceMs = 0;
-  /** Time of the newest frame from the server. */
-  heardAt = 0;
+  /** @type {Watchdog} */
+  #watchdog;
 
   /**
    * @param {string} url
@@ -56,6 +56,7 @@ export class Connection {
   constructor(url, platform, events) {
     this.#platform = platform;
     this.#events = events;
+    this.#watchdog = new Watchdog(platform, () => this.abandon(ABNORMAL, 'the server fell silent'));
     const socket = new platform.WebSocket(url, [SUBPROTOCOL]);
     this.#socket = socket;
     socket.onopen = () => events.opened();
@@ -67,6 +68,11 @@ export class Connection {
 
   get closed() {
     return this.#closed;
+  }
+
+  /** Time of the newest frame from the server. */
+  get heardAt() {
+    return this.#watchdog.heardAt;
   }
 
   /**
@@ -111,8 +117,7 @@ export class Connection {
    * @param {number} silenceMs
    */
   watch(silenceMs) {
-    this.#silenceMs = silenceMs;
-    this.#arm();
+    this.#watchdog.watch(silenceMs);
   }
 
   /**
@@ -132,7 +137,7 @@ export class Connection {
   /** @param {unknown} data */
   #received(data) {
     if (this.#closed) return;
-    this.heardAt = this.#platform.now();
+    this.#watchdog.heard();
     let frame;
     try {
       frame = JSON.parse(/** @type {string} */ (data));
@@ -175,14 +180,6 @@ export class Connection {
     pending?.settle(new CallTimeout());
   }
 
-  /** Looks again when the silence would be complete, instead of moving a timer at each frame. */
-  #arm() {
-    const left = this.heardAt + this.#silenceMs - this.#platform.now();
-    if (left <= 0) return this.abandon(ABNORMAL, 'the server fell silent');
-    this.#platform.clearTimeout(this.#watchdog);
-    this.#watchdog = this.#platform.setTimeout(() => this.#arm(), left);
-  }
-
   /**
    * @param {number} code
    * @param {string} reason
@@ -190,7 +187,7 @@ export class Connection {
   #ended(code, reason) {
     if (this.#closed) return;
     this.#closed = true;
-    this.#platform.clearTimeout(this.#watchdog);
+    this.#watchdog.stop();
     for (const id of [...this.#pending.keys()]) this.#settle(id, new ConnectionLost());
     this.#events.closed(code, reason);
   }

@@ -217,8 +217,8 @@ def _stream(name: str) -> JSON:
         "security": [{"bearer": []}],
         "responses": {
             "200": {
-                "description": "A stream. Each event's data is one JSON-RPC message, as on the socket; the first is the "
-                "answer to `session.connect`, and `close` is the last.",
+                "description": "A stream. Each event's data is one JSON-RPC message, as on the socket; the first "
+                "is the answer to `session.connect`, and `close` is the last.",
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
             },
             "default": {"$ref": "#/components/responses/Problem"},

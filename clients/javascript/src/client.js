@@ -31,6 +31,7 @@ import { Timers } from './timers.js';
  * @property {number} [latencyIntervalMs] Time between measurements. Default 25 s.
  * @property {import('./fallback.js').Transport[]} [transports] Those that may be used. Default: both; `sse`, a stream over
  *   plain HTTP, while no socket gets through.
+ * @property {number} [socketProbeMs] Pause between looks for a socket while there is a stream; it grows. Default 60 s.
  * @property {(error: unknown) => void} [onListenerError] Default: the console.
  * @property {Partial<import('./platform.js').Platform>} [platform]
  */
@@ -133,7 +134,7 @@ export class RealtimeClient extends Emitter {
       latencyIntervalMs: options.latencyIntervalMs ?? 25_000,
     };
     this.#backoff = new Backoff(this.#platform.random);
-    this.#fallback = new Fallback(options.transports ?? ['socket', 'sse'], this.#platform.random);
+    this.#fallback = new Fallback(options.transports ?? ['socket', 'sse'], options.socketProbeMs ?? 60_000, this.#platform.random);
     this.#transport = this.#fallback.next();
     this.#renewal = new Renewal(this.#platform, this.#getToken);
     this.#timers = new Timers(this.#platform);

@@ -59,11 +59,16 @@ export class Connection {
     this.#watchdog = new Watchdog(platform, () => this.abandon(ABNORMAL, 'the server fell silent'));
     const socket = new platform.WebSocket(url, [SUBPROTOCOL]);
     this.#socket = socket;
-    socket.onopen = () => events.opened();
+    let opened = false;
+    socket.onopen = () => {
+      opened = true;
+      events.opened();
+    };
     socket.onmessage = (message) => this.#received(message.data);
     socket.onclose = (close) => this.#ended(close.code ?? ABNORMAL, close.reason ?? '');
-    // An error event says nothing that the close event after it does not say.
-    socket.onerror = () => undefined;
+    // It says nothing that the close event after it does not say; but some of Node's versions have none after a handshake
+    // that failed.
+    socket.onerror = () => opened || this.#ended(ABNORMAL, '');
   }
 
   get closed() {

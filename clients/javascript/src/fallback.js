@@ -3,8 +3,8 @@
 /** Sockets that did not come to a session, in a row, before the stream is tried. */
 const PATIENCE = 2;
 const FIRST_PROBE_MS = 3000;
-const PROBE_MS = 60_000;
-const LONGEST_PROBE_MS = 600_000;
+/** Times the usual pause, for a network that never lets a socket through. */
+const LONGEST_PROBE = 10;
 
 /**
  * Which transport to try next.
@@ -18,15 +18,19 @@ export class Fallback {
   #transports;
   /** @type {() => number} */
   #random;
+  /** @type {number} */
+  #probeMs;
   #failures = 0;
   #probes = 0;
 
   /**
    * @param {ReadonlyArray<Transport>} transports Those that may be used.
+   * @param {number} probeMs Between looks for a socket, at first.
    * @param {() => number} random Uniform in [0, 1).
    */
-  constructor(transports, random) {
+  constructor(transports, probeMs, random) {
     this.#transports = transports;
+    this.#probeMs = probeMs;
     this.#random = random;
   }
 
@@ -56,7 +60,8 @@ export class Fallback {
 
   /** @returns {number} Milliseconds until the next look for a socket. */
   nextProbe() {
-    const bound = this.#probes === 0 ? FIRST_PROBE_MS : Math.min(LONGEST_PROBE_MS, PROBE_MS * 2 ** (this.#probes - 1));
+    const usual = this.#probeMs * Math.min(LONGEST_PROBE, 2 ** (this.#probes - 1));
+    const bound = this.#probes === 0 ? Math.min(FIRST_PROBE_MS, this.#probeMs) : usual;
     this.#probes = Math.min(this.#probes + 1, 8);
     // Half of it is dice, so that clients that fell back together do not come back together.
     return bound * (0.5 + this.#random() / 2);

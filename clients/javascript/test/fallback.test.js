@@ -100,7 +100,7 @@ test('two sockets that do not open lead to a stream, and the token is in its hea
 test('a handshake that hangs counts as one that fails', async () => {
   const http = new FakeHttp();
   const { client, world } = scripted(both, { fetch: http.fetch });
-  client.connect();
+  client.connect().catch(() => undefined);
   await world.clock.advance(25_000);
   assert.equal(world.sockets.length, 2);
   assert.equal(client.transport, 'sse');
@@ -113,7 +113,7 @@ test('while neither works, they take turns', async () => {
   const tried = [];
   world.random = 0;
   client.on('state', ({ state }) => state === 'waiting' && tried.push(client.transport));
-  client.connect();
+  client.connect().catch(() => undefined);
   for (let attempt = 0; attempt < 6; attempt += 1) {
     await settle();
     if (client.transport === 'sse') http.stream.reject(new TypeError('network'));
@@ -127,7 +127,7 @@ test('while neither works, they take turns', async () => {
 test('a server that says why it closes is no blocked network', async () => {
   const { client, world } = scripted(both);
   world.random = 0;
-  client.connect();
+  client.connect().catch(() => undefined);
   for (let attempt = 0; attempt < 4; attempt += 1) {
     await settle();
     world.socket.open();
@@ -302,7 +302,7 @@ test('another network is a reason to look at once', async () => {
   const network = new EventTarget();
   const http = new FakeHttp();
   const { client, world } = scripted(both, { fetch: http.fetch, network });
-  client.connect();
+  client.connect().catch(() => undefined);
   for (let attempt = 0; attempt < 2; attempt += 1) {
     await settle();
     world.socket.end(1006);

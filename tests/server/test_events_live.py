@@ -114,10 +114,11 @@ async def test_a_network_that_blocks_sockets_costs_no_event_and_no_command(tmp_p
 
                 proxy.blocking = False
                 await until(lambda: follower.on("socket") == 1, 20)
-                await server.rest(buyer, "booking.create", **WISH, key="two")
-                channel = heard["channel"]
-                await until(lambda: sum(line.get("type") == "offer.made" for line in follower.lines) == 2, 10)
-                offsets = follower.offsets(channel)
+                before = len(follower.offsets(heard["channel"]))
+                ended = {"booking_id": made["booking"]["id"], "reason": "no longer needed", "key": "two"}
+                assert (await server.rest(buyer, "booking.cancel", **ended))[0] == 200
+                await until(lambda: len(follower.offsets(heard["channel"])) > before, 10)
+                offsets = follower.offsets(heard["channel"])
                 assert offsets == list(range(offsets[0], offsets[0] + len(offsets))), "none lost, none twice"
             finally:
                 await follower.end()

@@ -134,7 +134,8 @@ export class RealtimeClient extends Emitter {
       latencyIntervalMs: options.latencyIntervalMs ?? 25_000,
     };
     this.#backoff = new Backoff(this.#platform.random);
-    this.#fallback = new Fallback(options.transports ?? ['socket', 'sse'], options.socketProbeMs ?? 60_000, this.#platform.random);
+    const { transports = ['socket', 'sse'], socketProbeMs = 60_000 } = options;
+    this.#fallback = new Fallback(transports, socketProbeMs, this.#platform.random);
     this.#transport = this.#fallback.next();
     this.#renewal = new Renewal(this.#platform, this.#getToken);
     this.#timers = new Timers(this.#platform);

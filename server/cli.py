@@ -39,6 +39,7 @@ from server.settings import Settings, SettingsError
 from server.simulator import firms_for, simulate
 from server.telemetry import configure_logging
 from server.watch import watch as watch_feed
+from server.zone_commands import zone_commands
 
 cli = typer.Typer(
     name="fixnado",
@@ -90,6 +91,7 @@ def _settings(**overrides: Any) -> Settings:
 
 
 cli.add_typer(key_commands(_settings, console), name="keys")
+cli.add_typer(zone_commands(_settings, console, errors), name="zones")
 
 
 @cli.command()

@@ -18,6 +18,7 @@ from persistence.vault import WrongMasterKey
 from server.app import Application, database_options
 from server.diagnosis import database_explained
 from server.processes import Processes, Worker, WorkerRefuses, WorkersFailed, own_listeners
+from server.secrets_at_rest import require_master_key
 from server.settings import Settings, SettingsError
 from server.telemetry import configure_logging, logger
 from server.uvicorn_protocol import DrainingServer, server_options
@@ -44,8 +45,10 @@ def run(settings: Settings, prepare: Prepare | None = None, *, migrate: bool = F
 
     Raises:
         CannotServe: the address is taken.
+        SettingsError: there is no master key.
         FixnadoError: the database is away, or its schema is not the right one.
     """
+    require_master_key(settings)
     configure_logging(settings.log_format, settings.log_level)
     listener = _listen(settings.host, settings.port)
     if settings.workers == 1:

@@ -13,10 +13,10 @@ import pytest
 from domain.catalogue import COMMANDS
 from domain.commands import Mode
 from domain.identity import Actor, Role
-from domain.types import JSON
+from domain.types import JSON, Point
 from persistence import tables
 from persistence.idempotency import prune_keys
-from tests.domain.marketplace import CENTRE, ORIGIN, Marketplace, refusal, refused
+from tests.domain.marketplace import CENTRE, ORIGIN, Marketplace, refusal, refused, square
 
 KEYED = sorted(name for name, command in COMMANDS.items() if command.mode is Mode.KEYED)
 WATCHED = (
@@ -28,6 +28,8 @@ WATCHED = (
     tables.memberships,
     tables.invitations,
     tables.audit_log,
+    tables.zones,
+    tables.sla_policies,
 )
 
 
@@ -164,6 +166,21 @@ async def _sign_out(market: Marketplace) -> Case:
     return Case(admin, params, "session.revoked", params | {"reason": "other"}, params | {"user_id": "none"})
 
 
+async def _import_zones(market: Marketplace) -> Case:
+    def params(zone_id: str) -> JSON:
+        feature = {"type": "Feature", "id": zone_id, "geometry": square(Point(-40.0, -40.0), 0.1)}
+        return {"collection": {"type": "FeatureCollection", "features": [feature]}}
+
+    operator = await market.operator()
+    return Case(operator, params("isle"), "zones.changed", params("other"), params("no id"))
+
+
+async def _set_policy(market: Marketplace) -> Case:
+    params = {"response_seconds": 60}
+    refusable = params | {"zone_id": "none"}
+    return Case(await market.operator(), params, "security.event_recorded", {"response_seconds": 90}, refusable)
+
+
 CASES: dict[str, Callable[[Marketplace], Awaitable[Case]]] = {
     "booking.create": _create,
     "booking.transition": _transition,
@@ -181,6 +198,8 @@ CASES: dict[str, Callable[[Marketplace], Awaitable[Case]]] = {
     "invitation.accept": _join,
     "flag.set": _set_flag,
     "user.sign_out": _sign_out,
+    "zone.import": _import_zones,
+    "sla.set_policy": _set_policy,
 }
 
 

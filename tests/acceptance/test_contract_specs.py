@@ -61,6 +61,23 @@ async def story(town: Town) -> None:
     await worker.call("presence.set", {"status": "away"})
     await worker.call("presence.set", {"status": "online"})
 
+    zone = {"zone_id": booking["zone_id"]}
+    await admin.call("channel.subscribe", {"channel": f"zone:{zone['zone_id']}"})
+    waiting = await town.book(kind="scheduled", start="2099-03-02T09:00:00Z")
+    for method in ("zone.recount", "zone.metrics", "zone.heat", "sla.at_risk"):
+        await admin.call(method, zone)
+    for told in ("zone.metrics_updated", "zone.heat_updated"):
+        await admin.event(told)
+    await admin.call("sla.set_policy", zone | {"grace_seconds": 600, "key": new_key()})
+    await admin.call("sla.get_policy", zone | {"service_id": booking["service_id"]})
+    await admin.call("sla.list_policies")
+    ring = [[-40, -40], [-39, -40], [-39, -39], [-40, -40]]
+    isle = {"type": "Feature", "id": "isle", "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    collection = {"type": "FeatureCollection", "features": [isle]}
+    await admin.call("zone.import", {"collection": collection, "key": new_key()})
+    await worker.call("route.plan")
+    await customer.call("booking.cancel", {"booking_id": waiting["id"], "reason": "never mind", "key": new_key()})
+
     later = await town.book(kind="scheduled", start="2099-03-01T09:00:00Z")
     moved = {"booking_id": later["id"], "version": later["version"], "start": "2099-03-01T10:00:00Z", "key": new_key()}
     later = (await customer.call("booking.reschedule", moved))["booking"]
@@ -103,6 +120,9 @@ async def test_what_the_socket_says_fits_asyncapi(town: Town, rest: Rest) -> Non
         "booking.no_show_recorded",
         "booking.rescue_needed",
         "offer.expired",
+        "booking.stalled",
+        "sla.warned",
+        "sla.breached",
     }
     assert {name for name in events - said.keys() if name.partition(".")[0] not in OFFICE} == rare
     for socket in (town.customer, *town.providers, town.admin):

@@ -115,7 +115,14 @@ def openapi() -> JSON:
             "summary": "A provider's jobs, for calendar programs; `calendar.issue_feed` gives the token.",
             "operationId": "calendarFeed",
             "tags": ["operations"],
-            "parameters": [{"name": "token", "in": "path", "required": True, "schema": {"type": "string"}}],
+            "parameters": [
+                {
+                    "name": "token",
+                    "in": "path",
+                    "required": True,
+                    "schema": {"type": "string", "pattern": "^fxc_[A-Za-z0-9_-]{43}$"},
+                }
+            ],
             "responses": {
                 "200": {
                     "description": "An iCalendar text (RFC 5545).",

@@ -161,7 +161,7 @@ def route(event: Event) -> Sequence[str]:
             channels += [f"organisation:{organisation}" for organisation in to.organisations]
         case "security":
             channels.append(ADMIN_SECURITY)
-        case "notification" | "session" | "flag":
+        case "notification" | "session" | "flag" | "series":
             channels += [f"user:{user}" for user in to.users]
         case "zone" if event.type == "zone.heat_updated":
             # Where single providers are is nothing for their competitors, who hear the zone.

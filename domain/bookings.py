@@ -227,7 +227,9 @@ def view(booking: Booking) -> dict[str, Any]:
 
 
 class CreateBooking(Params):
-    """What a customer books. ``start`` and ``end`` belong to scheduled work only."""
+    """What a customer books. ``start`` and ``end`` belong to scheduled work only, and a time that was held with
+    ``slot.hold`` brings its own.
+    """
 
     service_id: Annotated[str, Field(max_length=64)]
     kind: Annotated[Kind, Field(strict=False)]
@@ -235,6 +237,7 @@ class CreateBooking(Params):
     start: Moment | None = None
     end: Moment | None = None
     notes: Annotated[str, Field(max_length=2000)] | None = None
+    hold_id: Annotated[str, Field(max_length=64)] | None = None
     key: Key
 
 

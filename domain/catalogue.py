@@ -12,6 +12,7 @@ from types import MappingProxyType
 from domain import (
     availability,
     bookings,
+    calendar_sync,
     deadlines,
     dispatch,
     flags,
@@ -20,11 +21,14 @@ from domain import (
     messaging,
     offers,
     organisations,
+    planning,
     positions,
     providers,
     routes,
     security,
+    series,
     session,
+    slots,
     stalls,
     zones,
 )
@@ -48,7 +52,7 @@ _ANY, _CUSTOMER, _PROVIDER, _OPERATIONS = Who.ANYBODY_SIGNED_IN, Who.CUSTOMER, W
 _READ, _WRITE, _KEYED, _SESSION = Mode.READ, Mode.WRITE, Mode.KEYED, Mode.SESSION
 _Booking = bookings.BookingResult
 _SEE, _MANAGE, _OWN = Permission.SEE_ORGANISATION, Permission.MANAGE_TECHNICIANS, Permission.MANAGE_MEMBERS
-_ADMIN = Permission.ADMINISTER
+_ADMIN, _PLAN = Permission.ADMINISTER, Permission.MANAGE_AVAILABILITY
 
 # fmt: off
 _COMMANDS = (
@@ -97,6 +101,24 @@ _COMMANDS = (
     Command("invitation.issue",     "A new token, to be handed over.",          _MANAGE,     _WRITE,   invitations.InvitationRef, invitations.IssuedInvitation, invitations.issue),
     Command("invitation.revoke",    "Take an invitation back.",                 _MANAGE,     _KEYED,   invitations.RevokeInvitation, invitations.InvitationResult, invitations.revoke),
     Command("invitation.accept",    "Take up a place.",                         _ANY,        _KEYED,   invitations.AcceptInvitation, invitations.Accepted,  invitations.accept),
+    Command("availability.get",     "A provider's calendar, a week of it.",     _SEE,        _READ,    planning.GetAvailability,   planning.AvailabilityView,   planning.get),
+    Command("availability.set_rules", "Say when a provider works.",             _PLAN,       _KEYED,   planning.SetRules,          planning.CalendarResult,     planning.set_rules),
+    Command("availability.add_exception", "Close a time, or open another.",     _PLAN,       _KEYED,   planning.AddException,      planning.ExceptionResult,    planning.add_exception),
+    Command("availability.remove_exception", "Go back to the rules.",           _PLAN,       _KEYED,   planning.RemoveException,   planning.ExceptionResult,    planning.remove_exception),
+    Command("availability.slots",   "When a service can be had.",               _ANY,        _READ,    slots.FindSlots,            slots.SlotList,              slots.find),
+    Command("slot.hold",            "Keep a free time for five minutes.",       _CUSTOMER,   _KEYED,   slots.HoldSlot,             slots.HoldResult,            slots.hold),
+    Command("slot.release",         "Give a held time back.",                   _CUSTOMER,   _KEYED,   slots.ReleaseSlot,          slots.Released,              slots.release),
+    Command("calendar.issue_feed",  "A new address for one's jobs as a calendar.", _PROVIDER, _WRITE,  calendar_sync.FeedRef,      calendar_sync.IssuedFeed,    calendar_sync.issue_feed),
+    Command("calendar.revoke_feed", "Close that address.",                      _PROVIDER,   _WRITE,   calendar_sync.FeedRef,      calendar_sync.RevokedFeed,   calendar_sync.revoke_feed),
+    Command("calendar.import",      "Bring along busy times from a file.",      _PLAN,       _KEYED,   calendar_sync.ImportCalendar, calendar_sync.SourceResult, calendar_sync.import_calendar),
+    Command("calendar.subscribe",   "Bring them along from an address.",        _PLAN,       _KEYED,   calendar_sync.SubscribeCalendar, calendar_sync.SourceResult, calendar_sync.subscribe_calendar),
+    Command("calendar.list_sources", "Where busy times come from.",             _SEE,        _READ,    calendar_sync.SourcesRef,   calendar_sync.SourceList,    calendar_sync.list_sources),
+    Command("calendar.remove_source", "Forget one of them.",                    _PLAN,       _KEYED,   calendar_sync.RemoveSource, calendar_sync.SourceResult,  calendar_sync.remove_source),
+    Command("series.create",        "Book the same job again and again.",       _CUSTOMER,   _KEYED,   series.CreateSeries,        series.SeriesResult,         series.create),
+    Command("series.get",           "Look at a series.",                        _ANY,        _READ,    series.SeriesRef,           series.SeriesResult,         series.get),
+    Command("series.list",          "One's series.",                            _CUSTOMER,   _READ,    NoParams,                   series.SeriesList,           series.list_own),
+    Command("series.edit",          "Move one of a series, or the rest of it.", _CUSTOMER,   _KEYED,   series.EditSeries,          series.SeriesResult,         series.edit),
+    Command("series.cancel",        "Call one off, or the rest.",               _CUSTOMER,   _KEYED,   series.CancelSeries,        series.SeriesResult,         series.cancel),
     Command("flag.evaluate",        "Which features are on for oneself.",       _ANY,        _READ,    flags.EvaluateFlags,        flags.FlagAnswers,           flags.evaluate),
     Command("flag.list",            "Every feature flag.",                      _OPERATIONS, _READ,    NoParams,                   flags.FlagList,              flags.list_flags),
     Command("flag.set",             "Say for whom a feature is on.",            _ADMIN,      _KEYED,   flags.SetFlag,              flags.FlagResult,            flags.set_flag),
@@ -135,7 +157,10 @@ _EVENTS = (
     EventType("offer.declined",               "A provider said no.",                           offers.OfferClosedData),
     EventType("offer.expired",                "A provider said nothing.",                      offers.OfferClosedData),
     EventType("offer.withdrawn",              "The offer is no longer open.",                  offers.OfferClosedData),
-    EventType("availability.changed",         "A provider's live status moved.",               availability.AvailabilityChangedData, EventClass.LATEST),
+    EventType("slot.opened",                  "A provider's time is free again.",              slots.SlotEventData,                  EventClass.LATEST),
+    EventType("slot.held",                    "A customer has a time for some minutes.",       slots.SlotEventData,                  EventClass.LATEST),
+    EventType("slot.booked",                  "A provider's time was given to a job.",         slots.SlotEventData,                  EventClass.LATEST),
+    EventType("availability.changed",         "A provider's live status or calendar moved.",            availability.AvailabilityChangedData, EventClass.LATEST),
     EventType("presence.changed",             "The same, for live lists.",                     availability.PresenceChangedData,     EventClass.EPHEMERAL),
     EventType("message.sent",                 "Somebody wrote.",                               messaging.MessageSentData),
     EventType("receipt.updated",              "Somebody read.",                                messaging.ReceiptUpdatedData),
@@ -145,6 +170,12 @@ _EVENTS = (
     EventType("eta.updated",                  "When the provider will be there.",              positions.EtaUpdatedData,             EventClass.LATEST),
     EventType("zone.metrics_updated",         "The figures of a zone moved.",                  zones.ZoneMetrics,                    EventClass.LATEST),
     EventType("zone.heat_updated",            "Demand or supply of a zone moved.",             zones.HeatUpdatedData,                EventClass.LATEST),
+    EventType("series.created",               "A customer booked a series.",                   series.SeriesEventData),
+    EventType("series.changed",               "A series, or one of it, is another.",           series.SeriesEventData),
+    EventType("series.cancelled",             "A series was called off.",                      series.SeriesEventData),
+    EventType("series.ended",                 "A series has no more to come.",                 series.SeriesEventData),
+    EventType("series.instance_created",      "One of a series was booked.",                   series.InstanceEventData),
+    EventType("series.instance_skipped",      "One of a series could not be booked.",          series.InstanceEventData),
     EventType("membership.created",           "Somebody joined an organisation.",              organisations.MembershipEventData),
     EventType("membership.changed",           "A member is something else now.",               organisations.MembershipEventData),
     EventType("membership.removed",           "Somebody is no longer a member.",               organisations.MembershipEventData),
@@ -169,6 +200,8 @@ TIMERS = MappingProxyType(
         deadlines.TIMER: deadlines.clock_due,
         stalls.TIMER: stalls.check,
         availability.LINGER: availability.linger_over,
+        slots.HOLD: slots.ran_out,
+        series.SERIES: series.make_instances,
     }
 )
 """What a durable timer of each kind does when it is due."""

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from domain import availability, bookings, moves, offers
+from domain import availability, bookings, moves, offers, slots
 from domain.bookings import AssignBooking, Booking, Kind, Party, Status
 from domain.context import Context
-from domain.errors import Forbidden, OfferExpired, OfferTaken, OfferWithdrawn, Refused, SlotTaken
+from domain.errors import Forbidden, OfferExpired, OfferTaken, OfferWithdrawn, Refused
 from domain.geography import distance_m
 from domain.offers import LIVE, AcceptOffer, DeclineOffer, Offer, OfferStatus
 from domain.ports import Candidate
@@ -63,9 +63,9 @@ async def send_wave(
     if zone is None:
         return await _call_for_rescue(ctx, booking)
     during = await _wanted_time(ctx, booking, service)
-    chosen = choose(
-        booking, zone, await ctx.uow.market.candidates(booking, during, soon=moves.is_soon(ctx, during)), ctx
-    )
+    candidates = await ctx.uow.market.candidates(booking, during, soon=availability.is_soon(ctx, during))
+    free = await slots.free_in_slot(ctx, candidates, during, by_plan=booking.kind is Kind.SCHEDULED)
+    chosen = choose(booking, zone, free, ctx)
     if not chosen:
         await _wake_at(ctx, booking, policy.empty_wave_retry_seconds)
         return booking
@@ -260,8 +260,8 @@ async def _check_free(ctx: Context, booking: Booking, provider: Provider) -> Non
     if not provider.verified:
         raise NotVerified
     during = await _wanted_time(ctx, booking)
-    if await ctx.uow.bookings.clashes(provider.id, during, soon=moves.is_soon(ctx, during), except_id=booking.id):
-        raise SlotTaken
+    # Whether the time is within the provider's plan does not matter here: it says yes to it, or operations do.
+    await slots.require_free(ctx, provider.id, during, soon=availability.is_soon(ctx, during), except_id=booking.id)
 
 
 async def _wanted_time(ctx: Context, booking: Booking, service: Service | None = None) -> Interval:

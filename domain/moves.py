@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from domain import availability, bookings, deadlines, offers, stalls
-from domain.bookings import Booking, Party, Status
+from domain import availability, bookings, deadlines, offers, slots, stalls
+from domain.bookings import OCCUPYING, Booking, Party, Status
 from domain.context import Context
 from domain.errors import InvalidParams, SlotTaken
 from domain.offers import Offer, OfferStatus
 from domain.providers import Provider
-from domain.types import Interval
 
 
 async def move(
@@ -79,12 +78,9 @@ async def assign(ctx: Context, booking: Booking, provider: Provider, parties: fr
     await availability.refresh(
         ctx, replace(provider, jobs_taken=provider.jobs_taken + 1, misses_in_a_row=0), reason="job_taken"
     )
+    if after.slot is not None:
+        await slots.tell(ctx, provider, "slot.booked", after.slot)
     return after
-
-
-def is_soon(ctx: Context, during: Interval) -> bool:
-    """Whether a job in this time meets what its provider does now: nobody knows yet when work on demand will end."""
-    return (during.start - ctx.now).total_seconds() < ctx.policy.busy_horizon_seconds
 
 
 async def stop_search(ctx: Context, booking: Booking) -> None:
@@ -124,10 +120,16 @@ async def _check_one_job_at_a_time(ctx: Context, booking: Booking, target: Statu
 async def _provider_follows(ctx: Context, provider_id: str, before: Booking, after: Booking) -> None:
     was, now_ = before.status in bookings.UNDER_WAY, after.status in bookings.UNDER_WAY
     completed = after.status is Status.COMPLETED and before.completed_at is None
-    if was == now_ and not completed:
+    # Work that is done has used its time up; work that was given back or called off has not.
+    freed = before.slot if {before.status, after.status} & OCCUPYING == {before.status} and not completed else None
+    if was == now_ and not completed and freed is None:
         return
     provider = await ctx.uow.market.lock_provider(provider_id)
     if provider is None:
+        return
+    if freed is not None:
+        await slots.tell(ctx, provider, "slot.opened", freed)
+    if was == now_ and not completed:
         return
     if completed:
         provider = replace(provider, jobs_completed=provider.jobs_completed + 1)

@@ -39,5 +39,11 @@ class Policy:
     arrival_grace_seconds: float = 900
     completion_target_factor: float = 1.5
     idempotency_hours: float = 24
+    hold_seconds: float = 300
+    holds_per_customer: int = 3
+    slot_step_minutes: int = 30
+    slot_days: int = 31
+    series_days: int = 60
+    series_per_customer: int = 20
     invitation_days: float = 7
     eta: EtaEstimator = field(default_factory=GreatCircleEta)

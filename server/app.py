@@ -34,6 +34,7 @@ from channels.realtime import Ports, Realtime
 from channels.redis_address import RedisAddress
 from channels.redis_client import RedisClient
 from channels.throttle import InProcessLimiter
+from channels.throttle_redis import RedisLimiter
 from domain.accounts import Accounts
 from domain.catalogue import COMMANDS, TIMERS
 from domain.commands import Desk
@@ -58,6 +59,8 @@ from persistence.unit_of_work import Transactions
 from persistence.vault import DatabaseVault
 from server import specs
 from server.aws import Aws, AwsOptions
+from server.calendar_feed import CalendarFeeds
+from server.calendar_fetch import CalendarFetcher, CalendarSync
 from server.clock import SystemClock
 from server.diagnosis import database_trouble
 from server.federation import IssuerKeys, IssuerOptions, IssuerTokens, JsonFetcher
@@ -211,6 +214,10 @@ class Application:
         self.messenger = QueuedMessenger(
             AwsPost(self.aws, settings.mail_from) if settings.mail_from else LocalPost(kept_in), self.metrics
         )
+        self.redis: RedisClient | None = None
+        if settings.redis_url is not None:
+            self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
+            self.redis.on_change(self._note_redis)
         identity = IdentityPorts(
             transactions=self.transactions,
             passwords=self.passwords,
@@ -219,7 +226,7 @@ class Application:
             vault=self.vault,
             codes=TimeBasedCodes(),
             messenger=self.messenger,
-            limiter=InProcessLimiter(),
+            limiter=InProcessLimiter() if self.redis is None else RedisLimiter(self.redis),
             security=AttestedSecurityEvents(self.transactions),
             limits=limit_policy_of(settings),
         )
@@ -231,14 +238,11 @@ class Application:
         # What is live.
         limits = limits_of(settings)
         self.broker: Broker = InProcessBroker()
-        self.redis: RedisClient | None = None
         self._redis_was_well = False
         self.buckets: RedisTokenBuckets | None = None
         self.presence: RedisPresence | None = None
         self.cache: CachedLog | None = None
-        if settings.redis_url is not None:
-            self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
-            self.redis.on_change(self._note_redis)
+        if self.redis is not None:
             self.broker = RedisBroker(self.redis)
             self.log = self.cache = CachedLog(self.log, self.redis)
             self.presence = RedisPresence(self.node_id, self.broker, lambda: self._nodes())
@@ -302,6 +306,7 @@ class Application:
             key_hours=settings.idempotency_hours,
         )
         self._zone_meter = ZoneMeter(self.desk, self.transactions, clock)
+        self._calendar_sync = CalendarSync(self.desk, self.transactions, CalendarFetcher())
         self._flag_watch = FlagWatch(self.transactions, self.flags)
         self._secrets: SecretReader | None = None
         self.secret_watch: SecretWatch | None = None
@@ -327,10 +332,12 @@ class Application:
             credentials=self.credentials,
             desk=self.desk,
             doorman=doorman,
+            feeds=CalendarFeeds(self.transactions, self.desk),
             tokens=self.tokens,
             metrics=self.metrics,
             checks=self.checks(),
             documents=specs.documents(),
+            spend=self.realtime.spend,
         )
         self.asgi = self._asgi()
 
@@ -405,6 +412,7 @@ class Application:
         self.workers.start("pruner", self._pruner.run)
         self.workers.start("flags", self._flag_watch.run)
         self.workers.start("zones", self._zone_meter.run)
+        self.workers.start("calendars", self._calendar_sync.run)
         if self.secret_watch is not None:
             await self.secret_watch.look()
             self.workers.start("secrets", self.secret_watch.run)

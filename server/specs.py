@@ -110,6 +110,21 @@ def openapi() -> JSON:
             },
         }
     }
+    paths["/calendars/{token}.ics"] = {
+        "get": {
+            "summary": "A provider's jobs, for calendar programs; `calendar.issue_feed` gives the token.",
+            "operationId": "calendarFeed",
+            "tags": ["operations"],
+            "parameters": [{"name": "token", "in": "path", "required": True, "schema": {"type": "string"}}],
+            "responses": {
+                "200": {
+                    "description": "An iCalendar text (RFC 5545).",
+                    "content": {"text/calendar": {"schema": {"type": "string"}}},
+                },
+                "default": {"$ref": "#/components/responses/Problem"},
+            },
+        }
+    }
     paths["/.well-known/jwks.json"] = {
         "get": {
             "summary": "The keys that verify access tokens (RFC 7517).",

@@ -104,11 +104,11 @@ class SqlBookings:
 
     async def get(self, booking_id: str) -> Booking | None:
         row = (await self._connection.execute(_GET, {"booking": booking_id})).one_or_none()
-        return None if row is None else _booking(row)
+        return None if row is None else booking_of(row)
 
     async def lock(self, booking_id: str) -> Booking | None:
         row = (await self._connection.execute(_LOCK, {"booking": booking_id})).one_or_none()
-        return None if row is None else _booking(row)
+        return None if row is None else booking_of(row)
 
     async def save(self, booking: Booking) -> None:
         values = {f"new_{name}": value for name, value in (_mutable(booking) | updated(self._unit)).items()}
@@ -138,17 +138,17 @@ class SqlBookings:
             query = query.where(bookings.c.status == status.value)
         if before is not None:
             query = query.where(bookings.c.id < literal(before))
-        return [_booking(row) for row in await self._connection.execute(query)]
+        return [booking_of(row) for row in await self._connection.execute(query)]
 
     async def clashes(self, provider_id: str, during: Interval, *, soon: bool, except_id: str) -> bool:
         bound = {"provider": provider_id, "from_": during.start, "until": during.end, "except_": except_id}
         return bool((await self._connection.execute(_CLASH[soon], bound)).scalar_one())
 
     async def under_way(self, provider_id: str) -> Sequence[Booking]:
-        return [_booking(row) for row in await self._connection.execute(_UNDER_WAY, {"provider": provider_id})]
+        return [booking_of(row) for row in await self._connection.execute(_UNDER_WAY, {"provider": provider_id})]
 
     async def committed(self, provider_id: str) -> Sequence[Booking]:
-        return [_booking(row) for row in await self._connection.execute(_COMMITTED, {"provider": provider_id})]
+        return [booking_of(row) for row in await self._connection.execute(_COMMITTED, {"provider": provider_id})]
 
     async def waiting_in_reach_of(self, provider_id: str) -> Sequence[str]:
         return list((await self._connection.execute(_WAITING, {"provider": provider_id})).scalars())
@@ -169,7 +169,7 @@ class SqlBookings:
         query = select(bookings).where(bookings.c.sla_due_at > now).order_by(bookings.c.sla_due_at, bookings.c.id)
         if zone_id is not None:
             query = query.where(bookings.c.zone_id == zone_id)
-        return [_booking(row) for row in await self._connection.execute(query.limit(limit))]
+        return [booking_of(row) for row in await self._connection.execute(query.limit(limit))]
 
     async def sla_policies(self, service_id: str | None = None, zone_id: str | None = None) -> Sequence[SlaPolicy]:
         query = select(sla_policies)
@@ -193,7 +193,8 @@ class SqlBookings:
         return policy
 
 
-def _booking(row: Row[Any]) -> Booking:
+def booking_of(row: Row[Any]) -> Booking:
+    """The booking of a row of the table."""
     return Booking(
         id=row.id,
         status=Status(row.status),

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import pytest
 
 from server.cli import main
+from server.demo import MASTER_KEY
 from server.settings import Settings
 from tests.acceptance.client import ADMIN, CUSTOMER, PASSWORD, Rest, Socket, signed_in
 from tests.acceptance.demo import Demo, environment
@@ -105,6 +106,11 @@ def test_settings_lists_every_setting(tmp_path: Path) -> None:
         (("--port", "99999"), {}, "FIXNADO_PORT='99999': must be a whole number from 0 to 65535"),
         ((), {"prot": "1"}, "FIXNADO_PROT: there is no such setting; did you mean FIXNADO_PORT?"),
         (("--workers", "2"), {}, "FIXNADO_WORKERS=2: more than one process needs FIXNADO_REDIS_URL"),
+        (
+            ("--port", "0"),
+            {"database_url": "mysql+asyncmy://root@127.0.0.1:1/fixnado"},
+            "FIXNADO_MASTER_KEY or FIXNADO_KMS_KEY_ID must be set, the same on every node",
+        ),
     ],
 )
 def test_a_wrong_setting_stops_the_start_with_one_line(
@@ -135,6 +141,7 @@ def away() -> dict[str, Any]:
         "database_url": f"mysql+asyncmy://root:hidden-secret@127.0.0.1:{free_port()}/fixnado",
         "database_tls": "off",
         "database_timeout_seconds": 0.5,
+        "master_key": MASTER_KEY,
     }
 
 
@@ -152,6 +159,16 @@ def test_a_server_without_its_database_does_not_start(tmp_path: Path) -> None:
 def test_a_database_file_that_cannot_be_is_said(fixnado: CommandLine) -> None:
     done = fixnado("migrate", database_url="sqlite+aiosqlite:////proc/nowhere/fixnado.db")
     assert "/proc/nowhere" in the_line(done)
+
+
+@pytest.mark.parametrize("arguments", [("serve",), ("serve", "--workers", "2")])
+def test_a_file_that_is_no_database_is_said_in_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """In a process of its own: what is left of the driver speaks up when the interpreter ends."""
+    (tmp_path / "broken.db").write_bytes(b"not a database" * 600)
+    settings = {"redis_url": "redis://127.0.0.1:1", "port": 0, "database_url": "sqlite+aiosqlite:///broken.db"}
+    done = process(tmp_path, *arguments, **settings)
+    assert the_line(done) == "the database file broken.db cannot be used: file is not a database"
+    assert "Traceback" not in done.stderr
 
 
 def test_mysql_without_tls_is_said_with_the_setting_that_allows_it(fixnado: CommandLine, mariadb: MariaDB) -> None:
@@ -180,7 +197,9 @@ def test_a_certificate_file_without_a_certificate_is_said(fixnado: CommandLine, 
 
 def test_a_schema_that_is_not_there_is_said(tmp_path: Path, mariadb: MariaDB) -> None:
     url = mariadb.url(asyncio.run(mariadb.create_database()))
-    line = the_line(process(tmp_path, "serve", "--port", "0", database_url=url, database_tls="off"))
+    line = the_line(
+        process(tmp_path, "serve", "--port", "0", database_url=url, database_tls="off", master_key=MASTER_KEY)
+    )
     assert line == "The database schema is not up to date: run `fixnado migrate`."
 
 

@@ -62,7 +62,8 @@ async def story(town: Town) -> None:
     await worker.call("presence.set", {"status": "online"})
 
     zone = {"zone_id": booking["zone_id"]}
-    await admin.call("channel.subscribe", {"channel": f"zone:{zone['zone_id']}"})
+    for channel in (f"zone:{zone['zone_id']}", "admin:zones"):
+        await admin.call("channel.subscribe", {"channel": channel})
     waiting = await town.book(kind="scheduled", start="2099-03-02T09:00:00Z")
     for method in ("zone.recount", "zone.metrics", "zone.heat", "sla.at_risk"):
         await admin.call(method, zone)

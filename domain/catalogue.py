@@ -17,10 +17,12 @@ from domain import (
     invitations,
     lifecycle,
     messaging,
+    notifications,
     offers,
     organisations,
     positions,
     providers,
+    reaching,
     security,
     session,
 )
@@ -84,6 +86,13 @@ _COMMANDS = (
     Command("invitation.issue",     "A new token, to be handed over.",          _MANAGE,     _WRITE,   invitations.InvitationRef, invitations.IssuedInvitation, invitations.issue),
     Command("invitation.revoke",    "Take an invitation back.",                 _MANAGE,     _KEYED,   invitations.RevokeInvitation, invitations.InvitationResult, invitations.revoke),
     Command("invitation.accept",    "Take up a place.",                         _ANY,        _KEYED,   invitations.AcceptInvitation, invitations.Accepted,  invitations.accept),
+    Command("notification.list",    "One's notifications, newest first.",       _ANY,        _READ,    notifications.ListNotifications, notifications.NotificationPage, notifications.list_notifications),
+    Command("notification.read",    "Say that one has seen a notification.",    _ANY,        _WRITE,   notifications.NotificationRef, notifications.NotificationResult, notifications.read),
+    Command("notification.send",    "Tell one person something.",               _OPERATIONS, _KEYED,   notifications.SendNotification, notifications.NotificationResult, reaching.send),
+    Command("notification.preferences", "How one is reached.",                  _ANY,        _READ,    NoParams,                   notifications.PreferencesResult, notifications.show_preferences),
+    Command("notification.set_preferences", "Choose how one is reached.",       _ANY,        _WRITE,   notifications.SetPreferences, notifications.PreferencesResult, notifications.set_preferences),
+    Command("push.register",        "Have push messages sent to this device.",  _ANY,        _WRITE,   notifications.RegisterPush, notifications.PushResult,    notifications.register_push),
+    Command("push.unregister",      "Have no more sent to it.",                 _ANY,        _WRITE,   notifications.UnregisterPush, notifications.PushResult,  notifications.unregister_push),
     Command("flag.evaluate",        "Which features are on for oneself.",       _ANY,        _READ,    flags.EvaluateFlags,        flags.FlagAnswers,           flags.evaluate),
     Command("flag.list",            "Every feature flag.",                      _OPERATIONS, _READ,    NoParams,                   flags.FlagList,              flags.list_flags),
     Command("flag.set",             "Say for whom a feature is on.",            _ADMIN,      _KEYED,   flags.SetFlag,              flags.FlagResult,            flags.set_flag),
@@ -132,6 +141,8 @@ _EVENTS = (
     EventType("invitation.created",           "Somebody is asked in.",                         invitations.InvitationEventData),
     EventType("invitation.accepted",          "The invitation was taken up.",                  invitations.InvitationEventData),
     EventType("invitation.revoked",           "The invitation was taken back.",                invitations.InvitationEventData),
+    EventType("notification.raised",          "Somebody is told outside the socket too.",      notifications.NotificationEventData),
+    EventType("notification.ended",           "It was read, handled, or no longer matters.",   notifications.NotificationEventData),
     EventType("flag.updated",                 "A feature went on or off for this person.",     flags.FlagUpdatedData,                EventClass.EPHEMERAL),
     EventType("security.event_recorded",      "The audit log has a new row.",                  security.SecurityEventRecordedData),
 )
@@ -148,6 +159,7 @@ TIMERS = MappingProxyType(
         "dispatch": dispatch.advance,
         "rescue": dispatch.rescue_over,
         availability.LINGER: availability.linger_over,
+        reaching.TIMER: reaching.unheard,
     }
 )
 """What a durable timer of each kind does when it is due."""

@@ -80,6 +80,8 @@ class Rule:
 
 _create = {"service_id": "plumbing", "kind": "on_demand", "location": CENTRE.view(), "key": "k"}
 _fix = CENTRE.view() | {"fix_at": "2026-11-24T09:00:00Z"}
+_notice = {"category": "safety", "title": "Gas", "text": "Leave the house.", "key": "k"}
+_device = "fcm-token-of-a-device"
 _everybody = frozenset(ROLES)
 _admin = frozenset({ADMIN})
 
@@ -142,6 +144,14 @@ RULES: Mapping[str, Rule] = {
     "invitation.revoke": Rule(lambda ids: {"invitation_id": ids.invitation, "key": "k"}, _admin, members=MANAGERS),
     # Whoever shows the token decides, not a role; see test_organisations.
     "invitation.accept": Rule(lambda _: {"token": "fxi_guessed", "key": "k"}, NOBODY, members=NOBODY),
+    "notification.list": Rule(lambda _: {}, _everybody, about_others=False),
+    # Nobody has seen somebody else's notification for them; see test_reaching for one's own.
+    "notification.read": Rule(lambda ids: {"notification_id": ids.booking}, NOBODY, members=NOBODY),
+    "notification.send": Rule(lambda ids: _notice | {"user_id": ids.user}, STAFF, members=NOBODY),
+    "notification.preferences": Rule(lambda _: {}, _everybody, about_others=False),
+    "notification.set_preferences": Rule(lambda _: {"time_zone": "Europe/London"}, _everybody, about_others=False),
+    "push.register": Rule(lambda _: {"platform": "web", "token": _device}, _everybody, about_others=False),
+    "push.unregister": Rule(lambda _: {"token": _device}, _everybody, about_others=False),
     "flag.evaluate": Rule(lambda _: {"flags": ["new-map"]}, _everybody, about_others=False),
     "flag.list": Rule(lambda _: {}, STAFF, about_others=False, members=NOBODY),
     "flag.set": Rule(
@@ -394,6 +404,7 @@ def test_only_these_params_share_a_name_with_what_the_server_decides() -> None:
         ("member.set_role", "user_id"),  # the member that is meant
         ("member.remove", "user_id"),
         ("user.sign_out", "user_id"),
+        ("notification.send", "user_id"),  # staff say whom
         ("organisation.invite", "role"),  # what the person invited is to be, checked against what the caller may give
         ("member.set_role", "role"),
         ("flag.set", "roles"),  # for whom a feature is on
@@ -473,4 +484,5 @@ async def _everything(market: Marketplace) -> list[Any]:
         "idempotency_keys",
     )
     watched += ("users", "memberships", "invitations", "sessions", "flags", "audit_log")
+    watched += ("notifications", "deliveries", "notification_preferences", "push_tokens")
     return [sorted(map(repr, await market.rows(tables.metadata.tables[name].select()))) for name in watched]

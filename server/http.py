@@ -7,7 +7,7 @@ Errors are problem documents (RFC 9457) whose ``type`` is the same code as on th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from math import ceil
@@ -121,6 +121,7 @@ class Surface:
     Attributes:
         checks: per dependency by name, for readiness.
         documents: generated specifications by path.
+        callbacks: what carriers report to.
     """
 
     accounts: Accounts
@@ -132,6 +133,7 @@ class Surface:
     metrics: Metrics
     checks: Mapping[str, Check]
     documents: Mapping[str, JSON]
+    callbacks: Sequence[BaseRoute] = ()
     max_body_bytes: int = 65_536
     check_timeout_seconds: float = 2.0
 
@@ -150,6 +152,7 @@ class Surface:
             Mount("/console", StaticFiles(directory=CONSOLE)),
             Mount("/client", StaticFiles(directory=CLIENT)),
         ]
+        routes += self.callbacks
         routes += [Route(path, self._document(document)) for path, document in self.documents.items()]
         return routes
 

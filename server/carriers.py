@@ -90,8 +90,8 @@ class Carrier(Protocol):
 class Route:
     """The carriers of one medium, the preferred one first."""
 
-    def __init__(self, carriers: Sequence[Carrier], *, open_seconds: float = OPEN_SECONDS) -> None:
-        self._carriers = [(carrier, Circuit(FAILURES_TO_OPEN, open_seconds)) for carrier in carriers]
+    def __init__(self, carriers: Sequence[Carrier], *, open_seconds: float | None = None) -> None:
+        self._carriers = [(carrier, Circuit(FAILURES_TO_OPEN, open_seconds or OPEN_SECONDS)) for carrier in carriers]
 
     async def carry(self, parcel: Parcel) -> Taken:
         """Hands the parcel to the first carrier that takes it.

@@ -635,6 +635,29 @@ leases = Table(
     Column("expires_at", UtcDateTime, nullable=False),
 )
 
+export_cursors = Table(  # how far the log has been told to another system; fenced as log_cursors
+    "export_cursors",
+    metadata,
+    Column("target", Code, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("event_id", Id, nullable=False),  # the newest event told: its entries on other channels come next
+    Column("fence", BigInteger, nullable=False),
+)
+
+export_held = Table(  # what another system did not take, and what waits behind it; with dead_at: a dead letter
+    "export_held",
+    metadata,
+    Column("target", Code, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("source", String(160), nullable=False),
+    Column("event", Frame, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", UtcDateTime, nullable=False),
+    Column("error", String(200)),
+    Column("dead_at", UtcDateTime),
+    Index(None, "target", "source", "dead_at"),
+)
+
 WITHOUT_AUDIT = {
     "sessions": "a sign-in belongs to its user, who alone uses it; it has times of its own",
     "refresh_tokens": "as sessions",
@@ -651,6 +674,8 @@ WITHOUT_AUDIT = {
     "log_seed": "the log's own",
     "log_cursors": "the log's own",
     "leases": "nodes' claims",
+    "export_cursors": "the log's own",
+    "export_held": "the log's own; an event says when and by what it came about",
     "data_keys": "made by the system",
     "factors": "the key says whose they are, who alone changes them; they have times of their own",
     "recovery_codes": "as factors",

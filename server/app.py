@@ -44,6 +44,7 @@ from domain.flags import take_over
 from domain.limits import LimitPolicy, Rate
 from domain.log import Entry, EventLog
 from domain.policy import Policy
+from domain.ports import Clock
 from domain.second_factor import SecondFactor
 from domain.security import AuditEntry, SecurityKind
 from domain.sign_ins import IdentityPorts, SessionPolicy, SignIns
@@ -61,6 +62,7 @@ from server.aws import Aws, AwsOptions
 from server.clock import SystemClock
 from server.courier import Courier, NotificationPruner
 from server.diagnosis import database_trouble
+from server.exporter import Exporter, ExportMetrics, ExportOptions
 from server.federation import IssuerKeys, IssuerOptions, IssuerTokens, JsonFetcher
 from server.http import Check, Surface, middleware
 from server.keys import KeyKeeper
@@ -215,6 +217,7 @@ class Application:
         self.messenger = QueuedMessenger(RoutedPost(routes) if settings.mail_from else LocalPost(kept_in), self.metrics)
         self._courier = Courier(self.desk, self.transactions, routes, self.vault, clock, self.metrics)
         self._notification_pruner = NotificationPruner(self.database, clock)
+        self._exporters = self._make_exporters(clock)
         identity = IdentityPorts(
             transactions=self.transactions,
             passwords=self.passwords,
@@ -337,6 +340,18 @@ class Application:
         )
         self.asgi = self._asgi()
 
+    def _make_exporters(self, clock: Clock) -> Sequence[Exporter]:
+        if not self.outbound.targets:
+            return ()
+        metrics = ExportMetrics(self.metrics.registry)
+        options = ExportOptions(tries=self.settings.export_tries)
+        # The database's own log: an exporter reads each entry once, so a cache has nothing for it.
+        event_log = SqlEventLog(self.database)
+        return [
+            Exporter(target, self.database, event_log, self.holder, clock, metrics, options)
+            for target in self.outbound.targets
+        ]
+
     def _trusted_issuer(self) -> TrustedIssuer | None:
         settings = self.settings
         if settings.oidc_issuer is None:
@@ -416,6 +431,8 @@ class Application:
         if self.policy.reach:
             self.workers.start("courier", self._courier.run)
         self.workers.start("notification-pruner", self._notification_pruner.run)
+        for exporter in self._exporters:
+            self.workers.start("exporter", exporter.run)
         self.workers.start("loop-lag", self._until_stopped(partial(watch_loop_lag, self.metrics)))
 
     async def stop(self) -> None:

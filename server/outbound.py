@@ -1,4 +1,6 @@
-"""What goes out of the product, put together from the settings: carriers, and the callbacks that they report to."""
+"""What goes out of the product, put together from the settings: carriers, the callbacks that they report to, and other
+systems that are told events.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,16 @@ from starlette.routing import BaseRoute
 from domain.commands import Desk
 from domain.letters import Medium
 from server.aws import Aws
+from server.aws_targets import EventBridge, Sqs
 from server.callbacks import Callbacks, CallbackSecrets, SigningCertificates
 from server.carriers import Carrier, Route, SendGridMail, SesMail, SnsText, TwilioAccount, TwilioText, client
+from server.exporter import Target
 from server.fcm import FcmPush, ServiceAccount
 from server.settings import Settings
 
 
 class Outbound:
-    """The carriers of one process. Made by the process that owns it, ended by :meth:`close`."""
+    """What one process talks to. Made by the process that owns it, ended by :meth:`close`."""
 
     def __init__(self, settings: Settings, aws: Aws) -> None:
         self._settings = settings
@@ -72,6 +76,17 @@ class Outbound:
     @cached_property
     def _certificates(self) -> SigningCertificates:
         return SigningCertificates(self._http)
+
+    @cached_property
+    def targets(self) -> Sequence[Target]:
+        """Other systems that are told every durable event."""
+        settings = self._settings
+        targets: list[Target] = []
+        if settings.eventbridge_bus is not None:
+            targets.append(EventBridge(self._aws, settings.eventbridge_bus))
+        if settings.sqs_queue_url is not None:
+            targets.append(Sqs(self._aws, settings.sqs_queue_url))
+        return targets
 
     async def close(self) -> None:
         """Closes connections, if there are any."""

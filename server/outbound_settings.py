@@ -8,7 +8,7 @@ from pydantic import BaseModel, field_validator
 
 from server.callbacks import BadSignature, sendgrid_key
 from server.fcm import ServiceAccount
-from server.setting_fields import number, text
+from server.setting_fields import count, is_web, number, text
 
 
 class OutboundSettings(BaseModel):
@@ -54,6 +54,17 @@ class OutboundSettings(BaseModel):
         (),
         "SNS topics with SES's delivery notifications, separated by commas; opens /callbacks/sns.",
         allowed="topic ARNs separated by commas",
+    )
+    eventbridge_bus: str | None = text(
+        None, "EventBridge bus that every durable event is put on.", allowed="the name or ARN of an event bus"
+    )
+    sqs_queue_url: str | None = text(
+        None,
+        "SQS queue that every durable event is sent to; best a FIFO queue.",
+        allowed="the http or https URL of a queue",
+    )
+    export_tries: int = count(
+        10, "Refusals by EventBridge or SQS after which an event is put aside for good.", most=1_000
     )
 
     def check_outbound(self) -> None:
@@ -113,6 +124,18 @@ class OutboundSettings(BaseModel):
     def _topics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for topic in value:
             _fits(topic, r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_.-]{1,256}")
+        return value
+
+    @field_validator("eventbridge_bus")
+    @classmethod
+    def _bus(cls, value: str | None) -> str | None:
+        return _fits(value, r"[A-Za-z0-9_.:/-]{1,1600}")
+
+    @field_validator("sqs_queue_url")
+    @classmethod
+    def _queue(cls, value: str | None) -> str | None:
+        if value is not None and not is_web(value):
+            raise ValueError
         return value
 
 

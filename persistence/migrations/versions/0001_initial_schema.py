@@ -91,6 +91,39 @@ def upgrade() -> None:
         mysql_engine="InnoDB",
     )
     op.create_table(
+        "export_cursors",
+        sa.Column("target", sa.String(length=32), nullable=False),
+        sa.Column("sequence", sa.BigInteger(), nullable=False),
+        sa.Column("event_id", sa.String(length=64), nullable=False),
+        sa.Column("fence", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("target"),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mysql_engine="InnoDB",
+    )
+    op.create_table(
+        "export_held",
+        sa.Column("target", sa.String(length=32), nullable=False),
+        sa.Column("sequence", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("source", sa.String(length=160), nullable=False),
+        sa.Column(
+            "event",
+            sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mariadb").with_variant(mysql.LONGBLOB(), "mysql"),
+            nullable=False,
+        ),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("due_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=False),
+        sa.Column("error", sa.String(length=200), nullable=True),
+        sa.Column("dead_at", sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), nullable=True),
+        sa.PrimaryKeyConstraint("target", "sequence"),
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mysql_engine="InnoDB",
+    )
+    op.create_index(
+        op.f("ix_export_held_target_source_dead_at"), "export_held", ["target", "source", "dead_at"], unique=False
+    )
+    op.create_table(
         "flags",
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("state", sa.String(length=32), nullable=False),
@@ -782,6 +815,8 @@ def downgrade() -> None:
     op.drop_table("idempotency_keys")
     op.drop_table("heard_marks")
     op.drop_table("flags")
+    op.drop_table("export_held")
+    op.drop_table("export_cursors")
     op.drop_table("data_keys")
     op.drop_table("conversations")
     op.drop_table("channel_heads")

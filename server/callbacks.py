@@ -233,17 +233,12 @@ class Callbacks:
         ):
             raise BadSignature
         lines = [f"{name}\n{envelope[name]}\n" for name in signed if name in envelope]
-        digest: hashes.HashAlgorithm
-        match envelope.get("SignatureVersion"):
-            case "2":
-                digest = hashes.SHA256()
-            case "1":
-                digest = hashes.SHA1()  # noqa: S303 — AWS's choice; topics can be set to version 2
-            case _:
-                raise BadSignature
+        # Version 1 is SHA-1; topics can be told to sign by version 2.
+        if envelope.get("SignatureVersion") != "2":
+            raise BadSignature
         key = await self._certificate(envelope["SigningCertURL"])
         try:
-            key.verify(_decoded(envelope["Signature"]), "".join(lines).encode(), padding.PKCS1v15(), digest)
+            key.verify(_decoded(envelope["Signature"]), "".join(lines).encode(), padding.PKCS1v15(), hashes.SHA256())
         except InvalidSignature:
             raise BadSignature from None
 

@@ -178,7 +178,7 @@ async def test_every_durable_event_is_told_once_as_a_cloud_event(both: Works) ->
         "traceparent": ORIGIN.traceparent,
         "data": {"number": 0},
     }
-    assert await both.store.stats() == (await both.store.stats())
+    assert (await both.store.stats()).behind == 0
     assert (both.metric("export_behind_entries"), both.metric("export_lag_seconds")) == (0, 0)
 
 

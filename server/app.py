@@ -34,6 +34,7 @@ from channels.realtime import Ports, Realtime
 from channels.redis_address import RedisAddress
 from channels.redis_client import RedisClient
 from channels.throttle import InProcessLimiter
+from channels.throttle_redis import RedisLimiter
 from domain.accounts import Accounts
 from domain.catalogue import COMMANDS, TIMERS
 from domain.commands import Desk
@@ -44,7 +45,6 @@ from domain.flags import take_over
 from domain.limits import LimitPolicy, Rate
 from domain.log import Entry, EventLog
 from domain.policy import Policy
-from domain.ports import Clock
 from domain.second_factor import SecondFactor
 from domain.security import AuditEntry, SecurityKind
 from domain.sign_ins import IdentityPorts, SessionPolicy, SignIns
@@ -59,10 +59,11 @@ from persistence.unit_of_work import Transactions
 from persistence.vault import DatabaseVault
 from server import specs
 from server.aws import Aws, AwsOptions
+from server.calendar_feed import CalendarFeeds
+from server.calendar_fetch import CalendarFetcher, CalendarSync
 from server.clock import SystemClock
 from server.courier import Courier, NotificationPruner
 from server.diagnosis import database_trouble
-from server.exporter import Exporter, ExportMetrics, ExportOptions
 from server.federation import IssuerKeys, IssuerOptions, IssuerTokens, JsonFetcher
 from server.http import Check, Surface, middleware
 from server.keys import KeyKeeper
@@ -89,6 +90,7 @@ from server.telemetry import Metrics, logger, watch_loop_lag
 from server.tokens import KeyRing, SigningKey, Tokens
 from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
 from server.workers import FlagWatch, HubAudit, OutboxWatch, Pruner, SocketSweep, TimerWorker, Workers
+from server.zone_meter import ZoneMeter, follow_zones
 
 log = logger(__name__)
 
@@ -217,7 +219,11 @@ class Application:
         self.messenger = QueuedMessenger(RoutedPost(routes) if settings.mail_from else LocalPost(kept_in), self.metrics)
         self._courier = Courier(self.desk, self.transactions, routes, self.vault, clock, self.metrics)
         self._notification_pruner = NotificationPruner(self.database, clock)
-        self._exporters = self._make_exporters(clock)
+        self.exporters = self.outbound.exporters(self.database, self.holder, clock, self.metrics)
+        self.redis: RedisClient | None = None
+        if settings.redis_url is not None:
+            self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
+            self.redis.on_change(self._note_redis)
         identity = IdentityPorts(
             transactions=self.transactions,
             passwords=self.passwords,
@@ -226,7 +232,7 @@ class Application:
             vault=self.vault,
             codes=TimeBasedCodes(),
             messenger=self.messenger,
-            limiter=InProcessLimiter(),
+            limiter=InProcessLimiter() if self.redis is None else RedisLimiter(self.redis),
             security=AttestedSecurityEvents(self.transactions),
             limits=limit_policy_of(settings),
         )
@@ -238,14 +244,11 @@ class Application:
         # What is live.
         limits = limits_of(settings)
         self.broker: Broker = InProcessBroker()
-        self.redis: RedisClient | None = None
         self._redis_was_well = False
         self.buckets: RedisTokenBuckets | None = None
         self.presence: RedisPresence | None = None
         self.cache: CachedLog | None = None
-        if settings.redis_url is not None:
-            self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
-            self.redis.on_change(self._note_redis)
+        if self.redis is not None:
             self.broker = RedisBroker(self.redis)
             self.log = self.cache = CachedLog(self.log, self.redis)
             self.presence = RedisPresence(self.node_id, self.broker, lambda: self._nodes())
@@ -280,6 +283,7 @@ class Application:
         )
         self.desk.announcer = self.realtime.announcer
         self.flags = FlagNews(self.realtime.hub, clock)
+        self.realtime.hub.listen(partial(follow_zones, zones))
 
         # What works in the background.
         self.sequencer = Sequencer(
@@ -307,6 +311,8 @@ class Application:
             log_entries=settings.log_retention_entries,
             key_hours=settings.idempotency_hours,
         )
+        self._zone_meter = ZoneMeter(self.desk, self.transactions, clock)
+        self._calendar_sync = CalendarSync(self.desk, self.transactions, CalendarFetcher())
         self._flag_watch = FlagWatch(self.transactions, self.flags)
         self._secrets: SecretReader | None = None
         self.secret_watch: SecretWatch | None = None
@@ -332,25 +338,15 @@ class Application:
             credentials=self.credentials,
             desk=self.desk,
             doorman=doorman,
+            feeds=CalendarFeeds(self.transactions, self.desk),
             tokens=self.tokens,
             metrics=self.metrics,
             checks=self.checks(),
             documents=specs.documents(),
             callbacks=self.outbound.callbacks(self.desk),
+            spend=self.realtime.spend,
         )
         self.asgi = self._asgi()
-
-    def _make_exporters(self, clock: Clock) -> Sequence[Exporter]:
-        if not self.outbound.targets:
-            return ()
-        metrics = ExportMetrics(self.metrics.registry)
-        options = ExportOptions(tries=self.settings.export_tries)
-        # The database's own log: an exporter reads each entry once, so a cache has nothing for it.
-        event_log = SqlEventLog(self.database)
-        return [
-            Exporter(target, self.database, event_log, self.holder, clock, metrics, options)
-            for target in self.outbound.targets
-        ]
 
     def _trusted_issuer(self) -> TrustedIssuer | None:
         settings = self.settings
@@ -422,6 +418,8 @@ class Application:
         self.workers.start("sockets", self._sweep.run)
         self.workers.start("pruner", self._pruner.run)
         self.workers.start("flags", self._flag_watch.run)
+        self.workers.start("zones", self._zone_meter.run)
+        self.workers.start("calendars", self._calendar_sync.run)
         if self.secret_watch is not None:
             await self.secret_watch.look()
             self.workers.start("secrets", self.secret_watch.run)
@@ -431,7 +429,7 @@ class Application:
         if self.policy.reach:
             self.workers.start("courier", self._courier.run)
         self.workers.start("notification-pruner", self._notification_pruner.run)
-        for exporter in self._exporters:
+        for exporter in self.exporters:
             self.workers.start("exporter", exporter.run)
         self.workers.start("loop-lag", self._until_stopped(partial(watch_loop_lag, self.metrics)))
 

@@ -13,13 +13,17 @@ from starlette.routing import BaseRoute
 
 from domain.commands import Desk
 from domain.letters import Medium
+from domain.ports import Clock
+from persistence.database import Database
+from persistence.log import SqlEventLog
 from server.aws import Aws
 from server.aws_targets import EventBridge, Sqs
 from server.callbacks import Callbacks, CallbackSecrets, SigningCertificates
 from server.carriers import Carrier, Route, SendGridMail, SesMail, SnsText, TwilioAccount, TwilioText, client
-from server.exporter import Target
+from server.exporter import Exporter, ExportMetrics, ExportOptions, Target
 from server.fcm import FcmPush, ServiceAccount
 from server.settings import Settings
+from server.telemetry import Metrics
 
 
 class Outbound:
@@ -87,6 +91,16 @@ class Outbound:
         if settings.sqs_queue_url is not None:
             targets.append(Sqs(self._aws, settings.sqs_queue_url))
         return targets
+
+    def exporters(self, database: Database, holder: str, clock: Clock, metrics: Metrics) -> Sequence[Exporter]:
+        """What tells them; ``holder`` as for :class:`persistence.sequencer.Sequencer`."""
+        if not self.targets:
+            return ()
+        told = ExportMetrics(metrics.registry)
+        options = ExportOptions(tries=self._settings.export_tries)
+        # The database's own log: an exporter reads each entry once, so a cache has nothing for it.
+        event_log = SqlEventLog(database)
+        return [Exporter(target, database, event_log, holder, clock, told, options) for target in self.targets]
 
     async def close(self) -> None:
         """Closes connections, if there are any."""

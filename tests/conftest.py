@@ -14,6 +14,16 @@ hypothesis.settings.register_profile("fixnado", deadline=None)
 hypothesis.settings.load_profile("fixnado")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each experiment that ran: what was tried, and what came of it."""
+    reports = [report for found in ("passed", "failed") for report in terminalreporter.getreports(found)]
+    lines = [text for report in reports for name, text in report.user_properties if name == "experiment"]
+    if lines:
+        terminalreporter.section("experiments")
+        for line in lines:
+            terminalreporter.write_line(str(line))
+
+
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
     """One Redis for the whole run, started by the first test that asks. Tests that kill or stop it make their own."""

@@ -102,7 +102,8 @@ def demo(start_server: StartServer) -> Iterator[FixnadoServer]:
 
 @pytest.fixture(scope="session")
 def _shared_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FixnadoServer]:
-    server = FixnadoServer(tmp_path_factory.mktemp("page"), "demo", {}).start()
+    # Nobody of one test is still online in the next.
+    server = FixnadoServer(tmp_path_factory.mktemp("page"), "demo", {"FIXNADO_LINGER_SECONDS": "0.5"}).start()
     yield server
     server.kill()
 

@@ -73,7 +73,7 @@ async def test_events_reach_the_queue_and_the_bus_and_can_be_told_again(
         ops = await server.token("ops@x.test")
         # The first look of a new target says where it begins.
         async with asyncio.timeout(10):
-            while not all(it.leading for it in server.app._exporters):  # noqa: ASYNC110 — there is no event for it
+            while not all(it.leading for it in server.app.exporters):  # noqa: ASYNC110 — there is no event for it
                 await asyncio.sleep(0.01)
         for number in range(12):
             notice = {"user_id": person, "category": "service", "title": f"N{number}", "text": "x", "key": f"k{number}"}

@@ -7,7 +7,7 @@ Errors are problem documents (RFC 9457) whose ``type`` is the same code as on th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from math import ceil
@@ -123,6 +123,7 @@ class Surface:
     Attributes:
         checks: per dependency by name, for readiness.
         documents: generated specifications by path.
+        callbacks: what carriers report to.
         spend: takes one request from a user's bucket, the one that counts on sockets too; seconds to wait, or 0.
     """
 
@@ -136,6 +137,7 @@ class Surface:
     metrics: Metrics
     checks: Mapping[str, Check]
     documents: Mapping[str, JSON]
+    callbacks: Sequence[BaseRoute] = ()
     spend: Callable[[str], float] = lambda _: 0.0
     max_body_bytes: int = 65_536
     check_timeout_seconds: float = 2.0
@@ -156,6 +158,7 @@ class Surface:
             Mount("/console", StaticFiles(directory=CONSOLE)),
             Mount("/client", StaticFiles(directory=CLIENT)),
         ]
+        routes += self.callbacks
         routes += [Route(path, self._document(document)) for path, document in self.documents.items()]
         return routes
 

@@ -158,6 +158,12 @@ async def _join(market: Marketplace) -> Case:
     return Case(customer, {"token": token}, "membership.created", guessed, guessed)
 
 
+async def _send_notification(market: Marketplace) -> Case:
+    operator, customer = await market.operator(), await market.customer()
+    params = {"user_id": customer.user_id, "category": "safety", "title": "Gas", "text": "Leave the house."}
+    return Case(operator, params, "notification.raised", params | {"text": "Stay."}, params | {"user_id": "none"})
+
+
 async def _set_flag(market: Marketplace) -> Case:
     params = {"flag": "new-map", "state": "enabled"}
     refusable = params | {"roles": ["king"]}
@@ -294,6 +300,7 @@ CASES: dict[str, Callable[[Marketplace], Awaitable[Case]]] = {
     "member.remove": _remove,
     "invitation.revoke": _revoke,
     "invitation.accept": _join,
+    "notification.send": _send_notification,
     "flag.set": _set_flag,
     "user.sign_out": _sign_out,
     "zone.import": _import_zones,

@@ -63,6 +63,7 @@ from server.aws import Aws, AwsOptions
 from server.calendar_feed import CalendarFeeds
 from server.calendar_fetch import CalendarFetcher, CalendarSync
 from server.clock import SystemClock
+from server.courier import Courier, NotificationPruner
 from server.diagnosis import database_trouble
 from server.door import Door, DoorPolicy
 from server.events import EventsEndpoint
@@ -73,14 +74,15 @@ from server.live import (
     DatabaseAccess,
     DatabaseSnapshots,
     LiveMetrics,
-    OfferAcknowledgements,
     ProviderConnections,
+    SocketAcknowledgements,
     TokenDoorman,
     TrustedIssuer,
     trace,
 )
-from server.messengers import AwsPost, LocalPost, QueuedMessenger
+from server.messengers import LocalPost, QueuedMessenger, RoutedPost
 from server.one_time_codes import TimeBasedCodes
+from server.outbound import Outbound, reach_of
 from server.passwords import Passwords
 from server.readings import Readings
 from server.secrets import Secret, SecretReader, SecretWatch
@@ -148,6 +150,7 @@ def policy_of(settings: Settings) -> Policy:
         linger_seconds=settings.linger_seconds,
         typing_seconds=settings.typing_seconds,
         idempotency_hours=settings.idempotency_hours,
+        reach=reach_of(settings),
     )
 
 
@@ -214,9 +217,12 @@ class Application:
         )
         self._keys = KeyKeeper(self.database, self.vault, self.holder)
         kept_in = Path(settings.mail_directory) if settings.mail_directory else None
-        self.messenger = QueuedMessenger(
-            AwsPost(self.aws, settings.mail_from) if settings.mail_from else LocalPost(kept_in), self.metrics
-        )
+        self.outbound = Outbound(settings, self.aws)
+        routes = self.outbound.routes
+        self.messenger = QueuedMessenger(RoutedPost(routes) if settings.mail_from else LocalPost(kept_in), self.metrics)
+        self._courier = Courier(self.desk, self.transactions, routes, self.vault, clock, self.metrics)
+        self._notification_pruner = NotificationPruner(self.database, clock)
+        self.exporters = self.outbound.exporters(self.database, self.holder, clock, self.metrics)
         self.redis: RedisClient | None = None
         if settings.redis_url is not None:
             self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
@@ -271,7 +277,7 @@ class Application:
                 access=DatabaseAccess(self.database),
                 snapshots=DatabaseSnapshots(self.transactions, self.desk),
                 connections=connections,
-                acknowledgements=OfferAcknowledgements(self.desk, self.log, clock),
+                acknowledgements=SocketAcknowledgements(self.desk, self.log, clock, messages=bool(self.policy.reach)),
                 clock=clock,
             ),
             limits,
@@ -354,6 +360,7 @@ class Application:
             documents=specs.documents(),
             streams=self.streams,
             events=EventsEndpoint(self.realtime, self.streams, self._door, limits),
+            callbacks=self.outbound.callbacks(self.desk),
             spend=self.realtime.spend,
         )
         self.asgi = self._asgi()
@@ -431,6 +438,11 @@ class Application:
         self.workers.start("outbox-watch", self._outbox_watch.run)
         self.workers.start("signing-keys", partial(self._keys.follow, use=self._use_keys))
         self.workers.start("messenger", self.messenger.run)
+        if self.policy.reach:
+            self.workers.start("courier", self._courier.run)
+        self.workers.start("notification-pruner", self._notification_pruner.run)
+        for exporter in self.exporters:
+            self.workers.start("exporter", exporter.run)
         self.workers.start("loop-lag", self._until_stopped(partial(watch_loop_lag, self.metrics)))
 
     async def stop(self) -> None:
@@ -450,6 +462,7 @@ class Application:
             self._issuer_documents.close()
         self.passwords.close()
         self.aws.close()
+        await self.outbound.close()
         await self.database.close()
 
     async def drain(self) -> None:

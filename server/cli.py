@@ -32,6 +32,7 @@ from server import demo as demo_market
 from server import serving, specs
 from server.app import Application, check_schema, database_options
 from server.diagnosis import database_explained
+from server.event_commands import event_commands
 from server.key_commands import key_commands
 from server.robot import RobotError
 from server.secrets import read_settings
@@ -91,6 +92,7 @@ def _settings(**overrides: Any) -> Settings:
 
 
 cli.add_typer(key_commands(_settings, console), name="keys")
+cli.add_typer(event_commands(_settings, console), name="events")
 cli.add_typer(zone_commands(_settings, console, errors), name="zones")
 
 

@@ -7,7 +7,7 @@ Errors are problem documents (RFC 9457) whose ``type`` is the same code as on th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from math import ceil
@@ -103,6 +103,7 @@ class Surface:
         documents: generated specifications by path.
         streams: finds the sessions of event streams, for the methods that they answer.
         events: serves those streams.
+        callbacks: what carriers report to.
         spend: takes one request from a user's bucket, the one that counts on sockets too; seconds to wait, or 0.
     """
 
@@ -118,6 +119,7 @@ class Surface:
     documents: Mapping[str, JSON]
     streams: Streams = field(default_factory=Streams)
     events: ASGIApp | None = None
+    callbacks: Sequence[BaseRoute] = ()
     spend: Callable[[str], float] = lambda _: 0.0
     max_body_bytes: int = 65_536
     check_timeout_seconds: float = 2.0
@@ -140,6 +142,7 @@ class Surface:
         ]
         if self.events is not None:
             routes.append(Route(EVENTS_PATH, self.events))
+        routes += self.callbacks
         routes += [Route(path, self._document(document)) for path, document in self.documents.items()]
         return routes
 

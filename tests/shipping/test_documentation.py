@@ -26,6 +26,8 @@ COVERED = {
     "fixnado user disable": "tests/server/test_key_commands.py::test_account_is_disabled_and_enabled_by_its_address",
     "fixnado keys rotate": "tests/server/test_key_commands.py::test_keys_are_rotated_by_two_commands",
     "fixnado epochs renew": "tests/server/test_cli.py::test_epochs_are_renewed_only_when_every_node_is_stopped",
+    "fixnado events replay": "tests/server/test_exporter_aws.py::"
+    "test_events_reach_the_queue_and_the_bus_and_can_be_told_again",
     "fixnado zones import": "tests/server/test_cli.py::test_zones_are_imported_from_a_file_or_the_unfit_ones_are_named",
     "fixnado settings": "tests/server/test_cli.py::test_settings_lists_every_setting",
     "fixnado watch": "tests/server/test_cli.py::test_watch_shows_the_feed",

@@ -21,6 +21,7 @@ from domain import snapshots
 from domain.catalogue import COMMANDS, EVENTS
 from domain.commands import Command, Mode
 from domain.events import EventClass
+from domain.session import Position
 from domain.types import JSON
 from domain.views import Params, View
 from server import lifecycle_page
@@ -57,18 +58,11 @@ class Health(View):
     dependencies: dict[str, dict[str, str]] | None = None
 
 
-class Place(Params):
-    """Everything up to ``offset`` of this ``epoch`` was handled."""
-
-    epoch: str
-    offset: int
-
-
 class StreamParams(Params):
     """Where a client of an event stream stands; what it asks for without a place begins with a snapshot."""
 
     client: str | None = None
-    resume: dict[str, Place | None] | None = None
+    resume: dict[str, Position | None] | None = None
 
 
 def documents() -> dict[str, JSON]:

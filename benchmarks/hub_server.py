@@ -38,6 +38,7 @@ from domain.log import Entry, Head
 from domain.types import JSON, Origin, new_id
 from server.clock import SystemClock
 from server.live import LiveMetrics
+from server.serving import settle_garbage
 from server.telemetry import Metrics
 from server.uvicorn_protocol import DrainingServer, server_options
 from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
@@ -180,6 +181,7 @@ async def main() -> None:
     policy = DoorPolicy(max_sockets=100_000, max_sockets_per_address=100_000)
     app = WithSocket(Starlette(), SocketEndpoint(realtime, policy))
     await realtime.start()
+    settle_garbage()
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_config=None, lifespan="off", backlog=4096, **server_options()
     )

@@ -250,14 +250,14 @@ class Application:
             )
         self._issuer_documents: JsonFetcher | None = None
         self._issuer_keys: IssuerKeys | None = None
-        doorman = TokenDoorman(self.tokens, self.accounts, clock, self._trusted_issuer())
+        self._doorman = TokenDoorman(self.tokens, self.accounts, clock, self._trusted_issuer())
         connections = ProviderConnections(self.desk, self.node_id, clock)
         self.realtime = Realtime(
             Ports(
                 log=self.log,
                 broker=self.broker,
                 desk=self.desk,
-                doorman=doorman,
+                doorman=self._doorman,
                 access=DatabaseAccess(self.database),
                 snapshots=DatabaseSnapshots(self.transactions, self.desk),
                 connections=connections,
@@ -323,7 +323,7 @@ class Application:
             second_factor=self.second_factor,
             credentials=self.credentials,
             desk=self.desk,
-            doorman=doorman,
+            doorman=self._doorman,
             tokens=self.tokens,
             metrics=self.metrics,
             checks=self.checks(),
@@ -412,6 +412,7 @@ class Application:
     async def stop(self) -> None:
         """Ends what :meth:`start` began, last first."""
         await self.realtime.stop()
+        await self._doorman.close()
         await self.workers.stop()
         if self.presence is not None:
             await self.presence.stop()

@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,14 @@ class Citizen:
 
     Attributes:
         booking_id: a finished job of theirs, whose conversation goes on; empty when they have none.
+        fresh_tokens: more tokens of the same sign-in, which no node has seen.
     """
 
     user_id: str
     email: str
     token: str
     booking_id: str = ""
+    fresh_tokens: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +139,14 @@ async def mysql(where: Iterable[int], *, with_redis: bool = True) -> AsyncIterat
 
 
 async def settle(
-    backing: Backing, people: int, *, with_bookings: bool = False, progress: Progress = no_progress
+    backing: Backing,
+    people: int,
+    *,
+    with_bookings: bool = False,
+    fresh_tokens: int = 0,
+    progress: Progress = no_progress,
 ) -> list[Citizen]:
-    """The demo's marketplace, and so many customers with a sign-in each."""
+    """The demo's marketplace, and so many customers with a sign-in and so many spare tokens each."""
     chosen = {name: value for name, value in backing.settings().items() if name != "redis_url"}
     settings = Settings.load(environ={}, env_file=None, overrides=chosen)
     # The driver repeats MariaDB's remark that it names primary keys itself.
@@ -154,6 +161,10 @@ async def settle(
         for start in range(0, people, ROWS):
             progress(start / people)
             citizens += await _add_people(app, password_hash, start, min(ROWS, people - start), with_bookings)
+        for citizen in citizens:
+            session_id = app.tokens.verify(citizen.token).session_id
+            issued = [app.tokens.issue(citizen.user_id, session_id, datetime.now(UTC)) for _ in range(fresh_tokens)]
+            citizen.fresh_tokens = [token for token, _ in issued]
         return citizens
     finally:
         await app.stop()

@@ -7,11 +7,11 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 import uvicorn
-import uvloop
 
 from persistence.migrate import upgrade
 from server.app import Application, database_options
@@ -51,7 +51,7 @@ def run(settings: Settings, prepare: Prepare | None = None, *, migrate: bool = F
     configure_logging(settings.log_format, settings.log_level)
     listener = _listen(settings.host, settings.port)
     if settings.workers == 1:
-        uvloop.run(_serve(settings, [listener], prepare, migrate=migrate or settings.embedded))
+        run_loop()(_serve(settings, [listener], prepare, migrate=migrate or settings.embedded))
         return
     if migrate:
         with database_explained(settings):
@@ -68,7 +68,7 @@ def run(settings: Settings, prepare: Prepare | None = None, *, migrate: bool = F
 def _work(settings: Settings, prepare: Prepare | None, worker: Worker) -> None:
     """One of several processes."""
     configure_logging(settings.log_format, settings.log_level)
-    uvloop.run(
+    run_loop()(
         _serve(settings, worker.listeners, prepare if worker.number == 1 else None, migrate=False, ready=worker.ready)
     )
 
@@ -115,6 +115,16 @@ async def _serve(
         _set_handlers(signal.SIG_DFL)
         async with asyncio.timeout(settings.shutdown_deadline_seconds):
             await app.stop()
+
+
+def run_loop() -> Callable[[Coroutine[Any, Any, None]], None]:
+    """What runs a coroutine on an event loop: uvloop's, or Python's own where uvloop cannot be had."""
+    try:
+        import uvloop
+    except ImportError:
+        log.warning("uvloop_is_missing", consequence="the event loop is Python's own, which is slower")
+        return asyncio.run
+    return uvloop.run
 
 
 def settle_garbage() -> None:

@@ -54,6 +54,7 @@ def test_a_server_that_sends_too_little_has_no_figure(hub_server: Child) -> None
         hub_server.tell("publish", turns=5, burst=1, size=MESSAGE_BYTES)
         with pytest.raises(TooSlow):
             crowd.sink.until(6, 0.5)
+        hub_server.answer()
 
 
 def test_a_command_that_fails_says_why(hub_server: Child) -> None:

@@ -153,13 +153,25 @@ def decode(text: str) -> Request:
     params = message.get("params", {})
     if type(params) is not dict:
         raise InvalidRequest("The params must be an object.", request_id)
+    check_members(message, text, request_id)
+    return Request(request_id, method, params)
+
+
+def check_members(message: JSON, text: str, request_id: RequestId | None = None) -> None:
+    """What no JSON parser minds, and two of them may read differently.
+
+    Args:
+        message: what ``text`` was read as.
+
+    Raises:
+        InvalidRequest: a member given twice, nesting beyond :data:`MAX_DEPTH`.
+    """
     members = _count_members(message, request_id)
     # Every member brings one colon outside strings, so as many colons as members leave no room for a member given
     # twice. More colons mean a colon in a string (a time, a URL) or a duplicate: only then a slower parser looks at
     # the pairs.
     if text.count(":") != members:
         _refuse_duplicates(text, request_id)
-    return Request(request_id, method, params)
 
 
 def _is_id(request_id: object) -> bool:

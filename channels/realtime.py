@@ -122,6 +122,19 @@ class Realtime:
         """A socket is open: its session, which expects the transport's callbacks from now on."""
         return Session(self._node, transport)
 
+    def spend(self, user_id: str) -> float:
+        """Take one request from the user's bucket for something that came by another door than a socket.
+
+        Returns:
+            Seconds to wait when there was none, else 0. Being refused costs nothing: a client that floods REST has its
+            sockets closed for it no sooner.
+        """
+        now = self._monotonic()
+        wait_seconds = self._node.buckets.wait_seconds(user_id, now)
+        if not wait_seconds:
+            self._node.buckets.take(user_id, now)
+        return wait_seconds
+
     @property
     def sockets(self) -> int:
         """Open sockets, signed in or not."""

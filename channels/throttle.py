@@ -3,7 +3,7 @@
 See :class:`domain.ports.Limiter`. Forgetting the subject not seen for longest is what bounds the memory; with ``size``
 subjects that takes ``size`` others in the meantime, each of which passed the limits of an address first.
 
-A limiter shared through Redis has the same five methods, each one script on one key ``name:subject``.
+:class:`channels.throttle_redis.RedisLimiter` counts for all nodes together, and keeps this one for when Redis is away.
 """
 
 from __future__ import annotations

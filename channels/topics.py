@@ -31,6 +31,7 @@ class Kind(StrEnum):
 
 ADMIN_BOOKINGS = "admin:bookings"
 ADMIN_SECURITY = "admin:security"
+ADMIN_ZONES = "admin:zones"
 CONTROL = "control"
 """Read by nodes only; no client can name it."""
 
@@ -38,7 +39,7 @@ _ID = r"[A-Za-z0-9_-]{1,64}"
 _GRAMMAR = re.compile(
     rf"(?:(?P<kind>user|provider|booking|conversation|organisation|zone):(?P<id>{_ID})"
     rf"|availability:(?P<service>{_ID}):(?P<zone>{_ID})"
-    r"|admin:(?P<admin>bookings|security))"
+    r"|admin:(?P<admin>bookings|security|zones))"
 )
 
 
@@ -138,9 +139,10 @@ def route(event: Event) -> Sequence[str]:
     match subject:
         case "booking" | "sla" | "dispute":
             channels += [f"booking:{to.booking}"] if to.booking else []
-            if subject != "sla":
-                channels += [f"user:{user}" for user in to.users]
-                channels += [f"organisation:{organisation}" for organisation in to.organisations]
+            channels += [f"user:{user}" for user in to.users]
+            channels += [f"organisation:{organisation}" for organisation in to.organisations]
+            # That a deadline was met, operators see from the booking's own event.
+            if event.type != "sla.met":
                 channels.append(ADMIN_BOOKINGS)
         case "offer":
             channels += [f"provider:{provider}" for provider in to.providers]
@@ -159,8 +161,11 @@ def route(event: Event) -> Sequence[str]:
             channels += [f"organisation:{organisation}" for organisation in to.organisations]
         case "security":
             channels.append(ADMIN_SECURITY)
-        case "notification" | "session" | "flag":
+        case "notification" | "session" | "flag" | "series":
             channels += [f"user:{user}" for user in to.users]
+        case "zone" if event.type == "zone.heat_updated":
+            # Where single providers are is nothing for their competitors, who hear the zone.
+            channels.append(ADMIN_ZONES)
         case "zone" | "announcement":
             channels += [f"zone:{zone}" for zone in to.zones]
         case "slot":
@@ -170,5 +175,5 @@ def route(event: Event) -> Sequence[str]:
     return tuple(dict.fromkeys(channels))
 
 
-CONTROL_EVENTS = frozenset({"access.revoked", "access.changed", "session.revoked", "flag.changed"})
+CONTROL_EVENTS = frozenset({"access.revoked", "access.changed", "session.revoked", "flag.changed", "zones.changed"})
 """Events that only nodes read; see :meth:`channels.hub.Hub` for what a node does with them."""

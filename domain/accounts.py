@@ -26,7 +26,8 @@ from domain.networks import network_of
 from domain.ports import UnitOfWork
 from domain.providers import Provider, ProviderStatus
 from domain.second_factor import MfaChallengeView, SecondFactor
-from domain.sign_ins import IdentityPorts, SignIns, TokensView, successor_of, user_view
+from domain.security import SecurityEvents
+from domain.sign_ins import IdentityPorts, SignIns, TokensView, successor_of, user_view, whence
 from domain.types import JSON, Origin, new_id, wire_time
 from domain.views import Params, View
 
@@ -36,6 +37,8 @@ Email = Annotated[
 ]
 Password = Annotated[str, StringConstraints(min_length=12, max_length=128)]
 """NIST SP 800-63B §3.1.1.2: length is what counts; no composition rules."""
+
+_security = SecurityEvents()
 
 HISTORY = 20
 """Sign-ins that a new one is compared with."""
@@ -176,7 +179,7 @@ class Accounts:
         right = await self._passwords.verify(user.own_password_hash if user else None, params.password)
         if user is None or not right or user.disabled_at is not None:
             await self._gate.failed(origin.address, account)
-            await self._ports.security.record("login_failed", user.id if user else None, _whence(origin))
+            await self._ports.security.record("login_failed", user.id if user else None, whence(origin))
             raise InvalidCredentials
         failures = await self._gate.failures(account_key(email))
         await self._gate.succeeded(account)
@@ -209,10 +212,8 @@ class Accounts:
             TooManyRequests: from this network address.
         """
         await self._gate.enter(origin.address)
-        reused: list[SignIn] = []
 
         async def work(uow: UnitOfWork) -> JSON | None:
-            reused.clear()
             link = await uow.people.refresh_token(token_hash(token))
             if link is None:
                 raise InvalidToken
@@ -228,8 +229,9 @@ class Accounts:
             elif await self._is_retry(uow, link):
                 successor = successor_of(token, link.successor_nonce or "")
             else:
-                reused.append(sign_in)
                 await self._sign_ins.end(uow, sign_in, "reuse")
+                details = {"session_id": sign_in.id} | whence(origin)
+                await _security.record(uow, "refresh_token_reused", "anonymous", sign_in.user_id, details)
                 return None
             sign_in = replace(sign_in, last_used_at=uow.now)
             await uow.people.save_sign_in(sign_in)
@@ -241,9 +243,6 @@ class Accounts:
         except InvalidToken:
             await self._gate.failed(origin.address)
             raise
-        for sign_in in reused:
-            details = {"session_id": sign_in.id} | _whence(origin)
-            await self._ports.security.record("refresh_token_reused", sign_in.user_id, details)
         if result is None:
             raise InvalidToken
         return result
@@ -324,9 +323,10 @@ class Accounts:
                 raise Forbidden
             await uow.devices.remove(device_id)
             await self._sign_ins.end_all(uow, actor.user_id, "device_removed", device_id=device_id)
+            details = {"device_id": device_id}
+            await _security.record(uow, "device_removed", actor.user_id, actor.user_id, details)
 
         await self._transactions.write(work, replace(origin, actor_id=actor.user_id))
-        await self._ports.security.record("device_removed", actor.user_id, {"device_id": device_id})
 
     async def me(self, actor: Actor) -> JSON:
         """The account of whoever asks."""
@@ -366,7 +366,7 @@ class Accounts:
             failures=failures,
         )
         assessed = trust.assess(seen)
-        details = {"score": assessed.score, "parts": assessed.parts} | _whence(origin)
+        details = {"score": assessed.score, "parts": assessed.parts} | whence(origin)
         if assessed.refuses:
             await self._ports.security.record("login_refused", user.id, details)
             raise SignInRefused
@@ -386,10 +386,6 @@ class Accounts:
 async def _who(uow: UnitOfWork, email: str, key: str) -> tuple[User | None, KnownDevice | None]:
     user = await uow.people.by_email(email)
     return user, await uow.devices.find(user.id if user else "nobody", key)
-
-
-def _whence(origin: Origin) -> JSON:
-    return {"network": network_of(origin.address)}
 
 
 def _is_of(sign_in: SignIn, actor: Actor) -> bool:

@@ -17,7 +17,7 @@ from domain.context import Context
 from domain.errors import Forbidden
 from domain.events import Audience, Event, EventClass
 from domain.providers import Provider, ProviderStatus, provider_view
-from domain.types import JSON, new_id
+from domain.types import JSON, Interval, new_id
 from domain.views import Params, PointView, View
 
 LINGER = "linger"
@@ -40,11 +40,14 @@ class PresenceResult(View):
 
 
 class AvailabilityChangedData(View):
-    """A provider's live status and why it moved."""
+    """A provider's live status or calendar, and why it moved. Only changes of the calendar bring
+    ``calendar_version``; it stays as it is when a hold or a job came or went.
+    """
 
     provider_id: str
     status: ProviderStatus
     reason: str
+    calendar_version: int | None = None
 
 
 class PresenceChangedData(View):
@@ -63,6 +66,11 @@ def effective_status(provider: Provider, *, connected: bool, busy: bool) -> Prov
     if busy:
         return ProviderStatus.BUSY
     return provider.chosen_status
+
+
+def is_soon(ctx: Context, during: Interval) -> bool:
+    """Whether a job in this time meets what its provider does now: nobody knows yet when work on demand will end."""
+    return (during.start - ctx.now).total_seconds() < ctx.policy.busy_horizon_seconds
 
 
 def own_provider_id(ctx: Context, asked_for: str | None) -> str:
@@ -116,6 +124,7 @@ async def apply_status(
     if moved:
         ctx.uow.record(_changed(after, ctx.now, reason))
         ctx.announce(presence_changed(after, ctx.now))
+        ctx.stirred(provider_id=after.id)
         if status is ProviderStatus.ONLINE:
             # Somebody may be waiting for just this provider: do not let them wait for the next wave.
             for booking_id in await ctx.uow.bookings.waiting_in_reach_of(provider.id):

@@ -10,16 +10,18 @@ Invariants: a booking changes only through :func:`move` under its row lock; ever
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from domain.errors import Conflict, Forbidden, IllegalTransition, InvalidParams, Refused
 from domain.events import Audience, Event
 from domain.identity import Actor
+from domain.sla import Sla, SlaView
+from domain.sla import view as sla_view
 from domain.types import Interval, Money, Point, new_id, wire_time
 from domain.views import Key, Moment, MoneyView, Params, Text, View
 
@@ -151,6 +153,7 @@ class Booking:
     assigned_at: datetime | None = None
     arrived_at: datetime | None = None
     completed_at: datetime | None = None
+    sla: Sla = field(default_factory=Sla)
 
 
 # --- the wire ---------------------------------------------------------------------------------------------------------
@@ -170,19 +173,6 @@ class PlaceView(View):
     lat: float
     lon: float
     address: str | None = None
-
-
-class ClockView(View):
-    """One SLA clock: when it is due and how it stands."""
-
-    status: Literal["running", "met", "missed", "cancelled"]
-    due_at: str
-
-
-class SlaView(View):
-    """The clocks that run on a booking."""
-
-    response: ClockView
 
 
 class BookingView(View):
@@ -207,15 +197,8 @@ class BookingView(View):
     sla: SlaView
 
 
-def view(booking: Booking, response_target_seconds: float) -> dict[str, Any]:
+def view(booking: Booking) -> dict[str, Any]:
     """The booking on the wire, exact place included: only for its own people and operations."""
-    due_at = booking.created_at + timedelta(seconds=response_target_seconds)
-    if booking.assigned_at is not None:
-        clock = "met" if booking.assigned_at <= due_at else "missed"
-    elif booking.status in ENDED:
-        clock = "cancelled"
-    else:
-        clock = "running"
     shape: dict[str, Any] = {
         "id": booking.id,
         "status": booking.status.value,
@@ -229,7 +212,7 @@ def view(booking: Booking, response_target_seconds: float) -> dict[str, Any]:
         "price": booking.price.view(),
         "created_at": wire_time(booking.created_at),
         "updated_at": wire_time(booking.updated_at),
-        "sla": {"response": {"status": clock, "due_at": wire_time(due_at)}},
+        "sla": sla_view(booking.sla),
     }
     if booking.address:
         shape["location"]["address"] = booking.address
@@ -244,7 +227,9 @@ def view(booking: Booking, response_target_seconds: float) -> dict[str, Any]:
 
 
 class CreateBooking(Params):
-    """What a customer books. ``start`` and ``end`` belong to scheduled work only."""
+    """What a customer books. ``start`` and ``end`` belong to scheduled work only, and a time that was held with
+    ``slot.hold`` brings its own.
+    """
 
     service_id: Annotated[str, Field(max_length=64)]
     kind: Annotated[Kind, Field(strict=False)]
@@ -252,6 +237,7 @@ class CreateBooking(Params):
     start: Moment | None = None
     end: Moment | None = None
     notes: Annotated[str, Field(max_length=2000)] | None = None
+    hold_id: Annotated[str, Field(max_length=64)] | None = None
     key: Key
 
 
@@ -448,7 +434,6 @@ def event(
     booking: Booking,
     type_: str,
     now: datetime,
-    response_target_seconds: float,
     *,
     before: Booking | None = None,
     reason: str | None = None,
@@ -464,7 +449,7 @@ def event(
     )
     data: dict[str, Any] = {
         "booking_id": booking.id,
-        "booking": view(booking, response_target_seconds),
+        "booking": view(booking),
         "from": before.status.value if before else None,
     }
     if reason:

@@ -24,6 +24,7 @@ from domain.ports import Post, Transactions, UnitOfWork
 from domain.positions import PositionFeed
 from domain.types import JSON, Origin
 from domain.views import Params, View
+from domain.zones import ZonePulse
 
 Handler = Callable[[Context, Any], Awaitable[JSON]]
 T = TypeVar("T")
@@ -142,6 +143,7 @@ class Desk:
         self._policy = policy
         self.announcer: Announcer = Silence()
         self.post: Post = NoPost()
+        self.pulse = ZonePulse()
         self._positions = positions or PositionFeed()
 
     async def execute(
@@ -183,7 +185,9 @@ class Desk:
         return self._context(actor, uow)
 
     def _context(self, actor: Actor, uow: UnitOfWork) -> Context:
-        return Context(actor=actor, uow=uow, policy=self._policy, positions=self._positions, post=self.post)
+        return Context(
+            actor=actor, uow=uow, policy=self._policy, positions=self._positions, post=self.post, pulse=self.pulse
+        )
 
     async def _write(self, work: Callable[[Context], Awaitable[T]], actor: Actor, origin: Origin) -> T:
         contexts: list[Context] = []

@@ -18,12 +18,14 @@ from domain.factors import RESET_PREFIX, Challenge, Purpose, new_token, token_ha
 from domain.identity import Actor
 from domain.letters import Letter, LetterKind, Medium
 from domain.limits import account_key
-from domain.networks import network_of
 from domain.ports import UnitOfWork
 from domain.second_factor import tell
-from domain.sign_ins import IdentityPorts, SignIns
+from domain.security import SecurityEvents
+from domain.sign_ins import IdentityPorts, SignIns, whence
 from domain.types import JSON, Origin
 from domain.views import Params
+
+_security = SecurityEvents()
 
 
 class ChangeParams(Params):
@@ -81,21 +83,23 @@ class Credentials:
             if locked is None or locked.disabled_at is not None or locked.password_hash != user.password_hash:
                 raise InvalidCredentials
             await self._may_change(uow, actor)
-            await self._replace(uow, user.id, password_hash, "password_changed", but=actor.session_id)
+            await self._replace(uow, user.id, password_hash, "password_changed", origin, but=actor.session_id)
 
         await self._transactions.write(work, replace(origin, actor_id=actor.user_id))
-        await self._done("password_changed", user.id, user.email, origin)
+        await tell(self._ports, Letter(LetterKind.PASSWORD_CHANGED, Medium.EMAIL, user.email))
 
     async def request_reset(self, params: ResetParams, origin: Origin) -> JSON:
-        """Sends a reset token to the address if it is somebody's. The answer and the work are the same if not.
+        """Sends a reset token to the address if it is somebody's who has a password here. The answer and the work are
+        the same if not.
 
         Raises:
             TooManyRequests: too many requests from the address, or for the account, known or not.
         """
         await self._gate.enter(origin.address)
-        await self._gate.letter(account_key(params.email))
+        await self._gate.reset(account_key(params.email), origin.address)
         user = await self._transactions.read(lambda uow: uow.people.by_email(params.email))
-        if user is not None and user.disabled_at is not None:
+        if user is not None and (user.disabled_at is not None or user.own_password_hash is None):
+            # Who signs in elsewhere has no password here, and gets none: it would open a door past the issuer's.
             user = None
         token = new_token(RESET_PREFIX)
 
@@ -103,11 +107,11 @@ class Credentials:
             ends = uow.now + timedelta(seconds=self._sign_ins.policy.reset_seconds)
             user_id = user.id if user else None
             await uow.challenges.add(Challenge(token_hash(token), Purpose.RESET, user_id, {}, uow.now, ends))
+            await _security.record(uow, "password_reset_asked", "anonymous", user_id, whence(origin))
 
         await self._transactions.write(work, origin)
         if user is not None:
             await tell(self._ports, Letter(LetterKind.PASSWORD_RESET, Medium.EMAIL, user.email, token))
-        await self._ports.security.record("password_reset_asked", user.id if user else None, _whence(origin))
         return {}
 
     async def confirm_reset(self, params: ConfirmResetParams, origin: Origin) -> None:
@@ -130,16 +134,18 @@ class Credentials:
         async def work(uow: UnitOfWork) -> str:
             user = await uow.people.lock_user(user_id)
             locked = await uow.challenges.lock(hashed)
-            if user is None or user.disabled_at is not None or locked is None or not locked.is_open(uow.now):
+            if user is None or user.disabled_at is not None or user.own_password_hash is None:
+                raise InvalidToken
+            if locked is None or not locked.is_open(uow.now):
                 raise InvalidToken
             # This token is among what ends here.
-            await self._replace(uow, user_id, password_hash, "password_reset")
+            await self._replace(uow, user_id, password_hash, "password_reset", origin)
             return user.email
 
         email = await self._transactions.write(work, replace(origin, actor_id=user_id))
         # Whoever reads the account's mail is its owner; strangers' failures at the password that was count no longer.
         await self._gate.succeeded(account_key(email))
-        await self._done("password_reset", user_id, email, origin)
+        await tell(self._ports, Letter(LetterKind.PASSWORD_CHANGED, Medium.EMAIL, email))
 
     async def disable(self, email: str, origin: Origin) -> None:
         """Disables an account: nobody signs in to it, and whoever is in is out within a second.
@@ -147,8 +153,7 @@ class Credentials:
         Raises:
             Forbidden: there is no such account.
         """
-        user_id = await self._set_disabled(email, True, origin)
-        await self._ports.security.record("user_disabled", user_id, {"by": origin.actor_id})
+        await self._set_disabled(email, True, origin)
 
     async def enable(self, email: str, origin: Origin) -> None:
         """Lets people sign in to the account again.
@@ -156,11 +161,10 @@ class Credentials:
         Raises:
             Forbidden: there is no such account.
         """
-        user_id = await self._set_disabled(email, False, origin)
-        await self._ports.security.record("user_enabled", user_id, {"by": origin.actor_id})
+        await self._set_disabled(email, False, origin)
 
-    async def _set_disabled(self, email: str, disabled: bool, origin: Origin) -> str:
-        async def work(uow: UnitOfWork) -> str:
+    async def _set_disabled(self, email: str, disabled: bool, origin: Origin) -> None:
+        async def work(uow: UnitOfWork) -> None:
             user = await uow.people.by_email(email.strip().lower())
             if user is None or await uow.people.lock_user(user.id) is None:
                 raise Forbidden("There is no such account.")
@@ -168,9 +172,9 @@ class Credentials:
             if disabled:
                 await uow.challenges.end_all(user.id, uow.now)
                 await self._sign_ins.end_all(uow, user.id, "disabled")
-            return user.id
+            await _security.record(uow, "user_disabled" if disabled else "user_enabled", origin.actor_id, user.id)
 
-        return await self._transactions.write(work, origin)
+        await self._transactions.write(work, origin)
 
     async def _may_change(self, uow: UnitOfWork, actor: Actor) -> None:
         """The password alone is proof enough only for whoever has nothing else."""
@@ -178,20 +182,13 @@ class Credentials:
             await self._sign_ins.require_recent(uow, actor)
 
     async def _replace(
-        self, uow: UnitOfWork, user_id: str, password_hash: str, reason: str, but: str | None = None
+        self, uow: UnitOfWork, user_id: str, password_hash: str, what: str, origin: Origin, but: str | None = None
     ) -> None:
         await uow.people.save_password(user_id, password_hash)
         await uow.challenges.end_all(user_id, uow.now)
-        await self._sign_ins.end_all(uow, user_id, reason, but=but)
-
-    async def _done(self, kind: str, user_id: str, email: str, origin: Origin) -> None:
-        await self._ports.security.record(kind, user_id, _whence(origin))
-        await tell(self._ports, Letter(LetterKind.PASSWORD_CHANGED, Medium.EMAIL, email))
+        await self._sign_ins.end_all(uow, user_id, what, but=but)
+        await _security.record(uow, what, user_id, user_id, whence(origin))
 
 
 def _good(asked: Challenge | None, ports: IdentityPorts) -> bool:
     return asked is not None and asked.purpose is Purpose.RESET and asked.is_open(ports.clock.now())
-
-
-def _whence(origin: Origin) -> JSON:
-    return {"network": network_of(origin.address)}

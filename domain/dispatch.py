@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from domain import availability, bookings, moves, offers
+from domain import availability, bookings, moves, offers, slots
 from domain.bookings import AssignBooking, Booking, Kind, Party, Status
 from domain.context import Context
-from domain.errors import Forbidden, OfferExpired, OfferTaken, OfferWithdrawn, Refused, SlotTaken
+from domain.errors import Forbidden, OfferExpired, OfferTaken, OfferWithdrawn, Refused
 from domain.geography import distance_m
 from domain.offers import LIVE, AcceptOffer, DeclineOffer, Offer, OfferStatus
 from domain.ports import Candidate
@@ -63,9 +63,9 @@ async def send_wave(
     if zone is None:
         return await _call_for_rescue(ctx, booking)
     during = await _wanted_time(ctx, booking, service)
-    chosen = choose(
-        booking, zone, await ctx.uow.market.candidates(booking, during, soon=moves.is_soon(ctx, during)), ctx
-    )
+    candidates = await ctx.uow.market.candidates(booking, during, soon=availability.is_soon(ctx, during))
+    free = await slots.free_in_slot(ctx, candidates, during, by_plan=booking.kind is Kind.SCHEDULED)
+    chosen = choose(booking, zone, free, ctx)
     if not chosen:
         await _wake_at(ctx, booking, policy.empty_wave_retry_seconds)
         return booking
@@ -153,7 +153,7 @@ async def accept(ctx: Context, params: AcceptOffer) -> JSON:
     if booking is None:
         raise Forbidden
     if offer.status is OfferStatus.ACCEPTED and booking.provider_id == offer.provider_id:
-        return {"booking": bookings.view(booking, ctx.policy.response_target_seconds)}
+        return {"booking": bookings.view(booking)}
     if booking.provider_id is not None:
         raise OfferTaken
     if offer.status is OfferStatus.EXPIRED:
@@ -177,7 +177,7 @@ async def accept(ctx: Context, params: AcceptOffer) -> JSON:
     booking = await moves.assign(ctx, booking, provider, frozenset({Party.PROVIDER}))
     ctx.uow.record(offers.event(offer, "offer.accepted", ctx.now))
     await moves.withdraw(ctx, live, "taken")
-    return {"booking": bookings.view(booking, ctx.policy.response_target_seconds)}
+    return {"booking": bookings.view(booking)}
 
 
 async def decline(ctx: Context, params: DeclineOffer) -> JSON:
@@ -230,7 +230,7 @@ async def assign_by_force(ctx: Context, params: AssignBooking) -> JSON:
     """Operations give a waiting booking to a provider, asked or not."""
     booking = bookings.visible_to(ctx.actor, await ctx.uow.bookings.lock(params.booking_id))
     if booking.provider_id == params.provider_id and booking.status in bookings.OCCUPYING:
-        return {"booking": bookings.view(booking, ctx.policy.response_target_seconds)}
+        return {"booking": bookings.view(booking)}
     provider = await ctx.uow.market.lock_provider(params.provider_id)
     if provider is None:
         raise Forbidden
@@ -246,7 +246,7 @@ async def assign_by_force(ctx: Context, params: AssignBooking) -> JSON:
     await moves.withdraw(ctx, [offer for offer in live if offer not in own], "taken")
     details = {"provider_id": provider.id, "version": after.version}
     await SecurityEvents().record(ctx.uow, SecurityKind.BOOKING_ASSIGNED_BY_STAFF, ctx.actor.user_id, after.id, details)
-    return {"booking": bookings.view(after, ctx.policy.response_target_seconds)}
+    return {"booking": bookings.view(after)}
 
 
 class NotVerified(Refused):
@@ -260,8 +260,8 @@ async def _check_free(ctx: Context, booking: Booking, provider: Provider) -> Non
     if not provider.verified:
         raise NotVerified
     during = await _wanted_time(ctx, booking)
-    if await ctx.uow.bookings.clashes(provider.id, during, soon=moves.is_soon(ctx, during), except_id=booking.id):
-        raise SlotTaken
+    # Whether the time is within the provider's plan does not matter here: it says yes to it, or operations do.
+    await slots.require_free(ctx, provider.id, during, soon=availability.is_soon(ctx, during), except_id=booking.id)
 
 
 async def _wanted_time(ctx: Context, booking: Booking, service: Service | None = None) -> Interval:

@@ -244,6 +244,27 @@ class SlotTaken(Refused):
     default_message = "The provider already has a job at that time."
 
 
+class SlotClosed(Refused):
+    """The provider does not work at that time by its calendar."""
+
+    type = "slot_closed"
+    default_message = "The provider does not work at that time."
+
+
+class HoldExpired(Refused):
+    """The hold ran out, was released, or became a booking."""
+
+    type = "hold_expired"
+    default_message = "The time is no longer held for you. Look for a free one again."
+
+
+class TooManyHolds(Refused):
+    """The customer has as many holds as one may have at a time."""
+
+    type = "too_many_holds"
+    default_message = "You are holding other times. Book or release them first."
+
+
 class OutsideZones(Refused):
     """No zone covers the place."""
 

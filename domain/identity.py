@@ -38,6 +38,8 @@ class Permission(StrEnum):
     """Invite and remove technicians."""
     MANAGE_MEMBERS = "manage_members"
     """Invite and remove anybody, and say what each is."""
+    MANAGE_AVAILABILITY = "manage_availability"
+    """Say when the provider works."""
     OPERATE = "operate"
     ADMINISTER = "administer"
 
@@ -54,12 +56,17 @@ _P, _M = Permission, MembershipRole
 ROLE_TABLE: Mapping[Role | MembershipRole, RoleRow] = MappingProxyType(
     {
         _M.TECHNICIAN: RoleRow(None, frozenset({_P.WORK, _P.SEE_ORGANISATION})),
-        _M.DISPATCHER: RoleRow(_M.TECHNICIAN, frozenset({_P.HEAR_ORGANISATION, _P.MANAGE_TECHNICIANS})),
+        _M.DISPATCHER: RoleRow(
+            _M.TECHNICIAN, frozenset({_P.HEAR_ORGANISATION, _P.MANAGE_TECHNICIANS, _P.MANAGE_AVAILABILITY})
+        ),
         _M.OWNER: RoleRow(_M.DISPATCHER, frozenset({_P.MANAGE_MEMBERS})),
         Role.CUSTOMER: RoleRow(None, frozenset()),
         Role.PROVIDER: RoleRow(None, frozenset()),
         Role.OPERATIONS: RoleRow(None, frozenset({_P.OPERATE, _P.SEE_ORGANISATION})),
-        Role.ADMIN: RoleRow(Role.OPERATIONS, frozenset({_P.ADMINISTER, _P.MANAGE_TECHNICIANS, _P.MANAGE_MEMBERS})),
+        Role.ADMIN: RoleRow(
+            Role.OPERATIONS,
+            frozenset({_P.ADMINISTER, _P.MANAGE_TECHNICIANS, _P.MANAGE_MEMBERS, _P.MANAGE_AVAILABILITY}),
+        ),
     }
 )
 """Who may do what, and who inherits from whom. A membership's permissions count in its own organisation only, those of

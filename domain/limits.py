@@ -68,7 +68,10 @@ class LimitPolicy:
         account: wrong passwords of one account.
         codes: wrong one-time codes of one account. Six digits and three time steps make a guess right once in 333,333
             times; 24 guesses a day would need decades (NIST SP 800-63B, section 5.2.2, asks for at most 100 in a row).
-        letters: messages to one account, each of which counts.
+        letters: codes to one account, each of which counts; who asks for one has proven something already.
+        resets: the same for resets of its password. Counted apart: strangers, who may ask for these, must not keep
+            an account's owner from codes.
+        letters_from: messages asked for from one address, to whomever: each costs money, or somebody's patience.
     """
 
     requests: Rate = Rate("auth-requests", 20.0, 300)
@@ -76,6 +79,8 @@ class LimitPolicy:
     account: Delays = Delays("auth-account", 10, 1.0, 60.0, 3_600.0)
     codes: Delays = Delays("auth-codes", 5, 30.0, 3_600.0, 0.0)
     letters: Delays = Delays("auth-letters", 5, 60.0, 900.0, 3_600.0)
+    resets: Delays = Delays("auth-resets", 5, 60.0, 900.0, 3_600.0)
+    letters_from: Delays = Delays("auth-letters-from", 50, 1.0, 60.0, 3_600.0)
 
 
 class Gate:
@@ -112,10 +117,21 @@ class Gate:
         """
         await self._limiter.forget(self._policy.account, account)
 
-    async def letter(self, account: str) -> None:
-        """One message to this account."""
-        _refuse(await self._limiter.attempt(self._policy.letters, account))
-        await self._limiter.failed(self._policy.letters, account)
+    async def letter(self, account: str, address: str) -> None:
+        """One code to this account, asked for from this address."""
+        await self._send(self._policy.letters, account, address)
+
+    async def reset(self, account: str, address: str) -> None:
+        """One reset of this account, known or not, asked for from this address."""
+        await self._send(self._policy.resets, account, address)
+
+    async def _send(self, delays: Delays, account: str, address: str) -> None:
+        if address:
+            _refuse(await self._limiter.attempt(self._policy.letters_from, line_of(address)))
+        _refuse(await self._limiter.attempt(delays, account))
+        await self._limiter.failed(delays, account)
+        if address:
+            await self._limiter.failed(self._policy.letters_from, line_of(address))
 
     async def failures(self, account: str) -> int:
         """Recent wrong passwords of this account."""

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from domain import availability, bookings, offers
-from domain.bookings import Booking, Party, Status
+from domain import availability, bookings, deadlines, offers, slots, stalls
+from domain.bookings import OCCUPYING, Booking, Party, Status
 from domain.context import Context
 from domain.errors import InvalidParams, SlotTaken
 from domain.offers import Offer, OfferStatus
 from domain.providers import Provider
-from domain.types import Interval
 
 
 async def move(
@@ -41,9 +40,11 @@ async def move(
         raise InvalidParams.at("reason", "this step needs a reason")
     bookings.check_time(booking, target, ctx.now, ctx.policy.no_show_after_seconds, ctx.policy.dispute_window_days)
     await _check_one_job_at_a_time(ctx, booking, target)
-    after = bookings.moved(booking, target, ctx.now)
+    after = deadlines.follow(booking, bookings.moved(booking, target, ctx.now), ctx.now)
     await ctx.uow.bookings.save(after)
     record(ctx, after, row.event, before=booking, reason=reason)
+    await deadlines.tell(ctx, booking, after)
+    await stalls.follow(ctx, booking, after)
     if booking.status is Status.AWAITING_ASSIGNMENT:
         await stop_search(ctx, booking)
         if target in {Status.CANCELLED, Status.UNFULFILLED}:
@@ -69,18 +70,17 @@ async def assign(ctx: Context, booking: Booking, provider: Provider, parties: fr
         organisation_id=provider.organisation_id,
         assigned_at=ctx.now,
     )
+    after = deadlines.follow(booking, after, ctx.now)
     await ctx.uow.bookings.save(after)
     await stop_search(ctx, booking)
     record(ctx, after, row.event, before=booking)
+    await deadlines.tell(ctx, booking, after)
     await availability.refresh(
         ctx, replace(provider, jobs_taken=provider.jobs_taken + 1, misses_in_a_row=0), reason="job_taken"
     )
+    if after.slot is not None:
+        await slots.tell(ctx, provider, "slot.booked", after.slot)
     return after
-
-
-def is_soon(ctx: Context, during: Interval) -> bool:
-    """Whether a job in this time meets what its provider does now: nobody knows yet when work on demand will end."""
-    return (during.start - ctx.now).total_seconds() < ctx.policy.busy_horizon_seconds
 
 
 async def stop_search(ctx: Context, booking: Booking) -> None:
@@ -102,9 +102,8 @@ def record(
     ctx: Context, after: Booking, type_: str, *, before: Booking | None = None, reason: str | None = None
 ) -> None:
     """Records a booking event with its view."""
-    ctx.uow.record(
-        bookings.event(after, type_, ctx.now, ctx.policy.response_target_seconds, before=before, reason=reason)
-    )
+    ctx.stirred(zone_id=after.zone_id)
+    ctx.uow.record(bookings.event(after, type_, ctx.now, before=before, reason=reason))
 
 
 async def _check_one_job_at_a_time(ctx: Context, booking: Booking, target: Status) -> None:
@@ -121,10 +120,16 @@ async def _check_one_job_at_a_time(ctx: Context, booking: Booking, target: Statu
 async def _provider_follows(ctx: Context, provider_id: str, before: Booking, after: Booking) -> None:
     was, now_ = before.status in bookings.UNDER_WAY, after.status in bookings.UNDER_WAY
     completed = after.status is Status.COMPLETED and before.completed_at is None
-    if was == now_ and not completed:
+    # Work that is done has used its time up; work that was given back or called off has not.
+    freed = before.slot if {before.status, after.status} & OCCUPYING == {before.status} and not completed else None
+    if was == now_ and not completed and freed is None:
         return
     provider = await ctx.uow.market.lock_provider(provider_id)
     if provider is None:
+        return
+    if freed is not None:
+        await slots.tell(ctx, provider, "slot.opened", freed)
+    if was == now_ and not completed:
         return
     if completed:
         provider = replace(provider, jobs_completed=provider.jobs_completed + 1)

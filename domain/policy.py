@@ -29,9 +29,21 @@ class Policy:
     fix_in_seconds: float = 1
     fix_out_seconds: float = 3
     eta_distance_m: float = 100
+    stall_radius_m: float = 150
+    stall_seconds: float = 180
+    stall_check_seconds: float = 60
     eta_interval_seconds: float = 30
     commission_percent: int = 15
     response_target_seconds: float = 300
+    arrival_target_seconds: float = 3600
+    arrival_grace_seconds: float = 900
+    completion_target_factor: float = 1.5
     idempotency_hours: float = 24
+    hold_seconds: float = 300
+    holds_per_customer: int = 3
+    slot_step_minutes: int = 30
+    slot_days: int = 31
+    series_days: int = 60
+    series_per_customer: int = 20
     invitation_days: float = 7
     eta: EtaEstimator = field(default_factory=GreatCircleEta)

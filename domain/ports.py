@@ -4,8 +4,8 @@ A :class:`UnitOfWork` is one database transaction. Its rules:
 
 * lock the aggregate first (``lock_*``), decide, save, and record events last; the outbox is written right before
   commit, so that for each aggregate the order in the outbox is the order of commits;
-* lock in one order: booking, then conversation, then providers by id, so that no two use cases wait for each other. A
-  due timer is the exception: it is claimed before its aggregate, and a deadlock with whoever cancels it is retried;
+* lock in one order: series, booking, conversation, then providers by id, so that no two use cases wait for each other.
+  A due timer is the exception: it is claimed before its aggregate, and a deadlock with whoever cancels it is retried;
 * a use case may run more than once (deadlock, lost race): it must not touch the outside world. Ephemeral announcements
   are collected in the context and sent after commit.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from domain.events import Event
 from domain.identity import Actor, Membership, MembershipRole, RefreshToken, Role, SignIn, User
@@ -23,6 +23,9 @@ from domain.types import JSON, Interval, Origin, Point
 
 if TYPE_CHECKING:
     from domain.bookings import Booking, Status
+    from domain.calendar_sync import CalendarReader, Source
+    from domain.calendars import Calendar, CalendarException, Hold, Plan
+    from domain.deadlines import SlaPolicy
     from domain.factors import Challenge, CodeGuard, Factor, FactorKind, KnownDevice
     from domain.flags import Flag
     from domain.invitations import Invitation
@@ -32,7 +35,10 @@ if TYPE_CHECKING:
     from domain.offers import Offer
     from domain.organisations import Member, Organisation
     from domain.providers import Provider, Service, Zone
+    from domain.recurrence import Recurrences
     from domain.security import AuditEntry, SecurityFact
+    from domain.series import Instance, Series
+    from domain.zones import Counted, Figures, Imported
 
 T = TypeVar("T")
 
@@ -201,6 +207,7 @@ class Candidate:
     provider: Provider
     jobs_today: int
     already_asked: bool
+    has_calendar: bool = False
 
 
 class Market(Protocol):
@@ -238,6 +245,115 @@ class Market(Protocol):
         """Providers whose status is not offline although no node holds a socket of theirs and no linger timer runs."""
 
 
+class Zones(Protocol):
+    """Zones as sets, and the figures counted for each."""
+
+    async def put_all(self, collection: Mapping[str, Any], organisation_id: str | None) -> Imported:
+        """Adds and changes the zones of a GeoJSON FeatureCollection, in one organisation's set or the marketplace's.
+
+        Raises ``InvalidParams`` with a problem per feature that is unfit or overlaps another of the set.
+        """
+
+    async def covered_by(self, zone_id: str, provider_ids: Collection[str]) -> bool: ...
+    async def of_providers(self, provider_ids: Collection[str]) -> Collection[str]:
+        """Zones that any of them covers."""
+
+    async def count(self, zone_id: str) -> Counted: ...
+    def cells(self, counted: Counted, resolution: int) -> list[JSON]:
+        """H3 cells with demand or supply, by id."""
+
+    async def figures(self, zone_id: str) -> Figures | None: ...
+    async def lock_figures(self, zone_id: str) -> Figures | None: ...
+    async def save_figures(self, zone_id: str, figures: Figures) -> None:
+        """Adds version 1, or takes the place of the version before; two that add at once start over."""
+
+    async def drifted(self) -> Collection[str]:
+        """Zones whose demand or supply is not what was told: somebody had no time to tell."""
+
+
+class Calendars(Protocol):
+    """Providers' calendars and the holds on their time. What changes them holds the provider's lock."""
+
+    async def get(self, provider_id: str) -> Calendar | None: ...
+    async def save(self, calendar: Calendar) -> None:
+        """Adds the calendar, or takes the place of the one before."""
+
+    async def exception(self, exception_id: str) -> CalendarException | None: ...
+    async def add_exception(self, exception: CalendarException) -> None: ...
+    async def remove_exception(self, exception_id: str) -> None: ...
+    async def exceptions_to_come(self, provider_id: str, now: datetime) -> int: ...
+    async def plans(
+        self, provider_ids: Collection[str], within: Interval, now: datetime, *, everybody: bool = False
+    ) -> Mapping[str, Plan]:
+        """Everything in the calendars of those that have one, or of ``everybody``, from a day before to a day after
+        this time.
+        """
+
+    async def planned(self, service_id: str, zone_id: str, limit: int) -> Sequence[Provider]:
+        """Verified providers with the skill, the zone and rules, the best rated first."""
+
+    async def offers(self, provider_id: str, service_id: str, zone_id: str) -> bool:
+        """Whether the provider is verified and offers the service in the zone."""
+
+    async def reach(self, provider_id: str, limit: int) -> Sequence[tuple[str, str]]:
+        """Pairs of service and zone that this provider works in."""
+
+    async def hold(self, hold_id: str) -> Hold | None: ...
+    async def add_hold(self, hold: Hold) -> None: ...
+    async def remove_hold(self, hold_id: str) -> None: ...
+    async def holds_of(self, customer_id: str, now: datetime) -> int:
+        """How many a customer has that count."""
+
+
+class CalendarSync(Protocol):
+    """Feeds of calendars, and sources of busy times."""
+
+    async def put_feed(self, provider_id: str, user_id: str, token_hash: str) -> None:
+        """Adds a person's feed, in place of the one before."""
+
+    async def remove_feed(self, provider_id: str, user_id: str) -> None: ...
+    async def provider_of_feed(self, token_hash: str) -> str | None:
+        """Whose jobs a token shows, while the person it was given to is a member and not disabled."""
+
+    async def jobs(self, provider_id: str, within: Interval, limit: int) -> Sequence[Booking]:
+        """Those with an agreed time, cancelled ones too, the earliest first."""
+
+    async def source(self, source_id: str) -> Source | None: ...
+    async def sources(self, provider_id: str) -> Sequence[Source]:
+        """By name."""
+
+    async def add_source(self, source: Source) -> None: ...
+    async def save_source(self, source: Source) -> None:
+        """What was found there."""
+
+    async def remove_source(self, source_id: str) -> None:
+        """With its times."""
+
+    async def replace_times(self, source: Source, times: Sequence[Interval]) -> bool:
+        """Whether they differ from those before."""
+
+
+class SeriesOfBookings(Protocol):
+    """Series and what was made of them. Everything about a series happens under the lock of its row."""
+
+    async def add(self, series: Series) -> None: ...
+    async def get(self, series_id: str) -> Series | None: ...
+    async def lock(self, series_id: str) -> Series | None: ...
+    async def save(self, series: Series) -> None: ...
+    async def of_customer(self, customer_id: str, limit: int) -> Sequence[Series]:
+        """Active ones first, newest first."""
+
+    async def active(self, customer_id: str) -> int: ...
+    async def instances(self, series_id: str, since: datetime, limit: int) -> Sequence[Instance]:
+        """Those whose recurrence id is not before, in order."""
+
+    async def instance(self, series_id: str, recurrence_id: datetime) -> Instance | None: ...
+    async def put_instance(self, instance: Instance) -> None:
+        """Adds it, or takes the place of the one with its recurrence id."""
+
+    async def remove_instance(self, instance: Instance) -> None: ...
+
+
 class Bookings(Protocol):
     """Bookings, and who declined them."""
 
@@ -265,6 +381,18 @@ class Bookings(Protocol):
 
     async def decline(self, booking_id: str, provider_id: str) -> None:
         """This provider is not asked again for this booking."""
+
+    async def save_sla(self, booking: Booking) -> None:
+        """Writes the clocks alone; their own version rises, the booking's stays."""
+
+    async def soonest_due(self, zone_id: str | None, now: datetime, limit: int) -> Sequence[Booking]:
+        """Bookings with a deadline to come, the soonest first."""
+
+    async def sla_policies(self, service_id: str | None = None, zone_id: str | None = None) -> Sequence[SlaPolicy]:
+        """Every policy, or those that hold for a service in a zone."""
+
+    async def put_sla_policy(self, policy: SlaPolicy) -> SlaPolicy:
+        """Adds the policy, or takes the place of the one for the same service and zone, raising its version."""
 
 
 class Offers(Protocol):
@@ -352,6 +480,18 @@ class UnitOfWork(Protocol):
     def audit(self) -> AuditLog: ...
     @property
     def market(self) -> Market: ...
+    @property
+    def zones(self) -> Zones: ...
+    @property
+    def calendars(self) -> Calendars: ...
+    @property
+    def calendar_sync(self) -> CalendarSync: ...
+    @property
+    def calendar_reader(self) -> CalendarReader: ...
+    @property
+    def series(self) -> SeriesOfBookings: ...
+    @property
+    def recurrences(self) -> Recurrences: ...
     @property
     def bookings(self) -> Bookings: ...
     @property
@@ -482,7 +622,9 @@ class Limiter(Protocol):
 
 
 class SecurityEvents(Protocol):
-    """What people who watch over security want to know."""
+    """What people who watch over security want to know of what changes nothing: a wrong password, a refusal. What does
+    change something is attested in its own transaction (:meth:`UnitOfWork.attest`).
+    """
 
     async def record(self, kind: str, user_id: str | None, details: JSON) -> None:
         """Called once what it tells has happened. ``details`` holds no secrets. Never fails its caller."""

@@ -149,6 +149,8 @@ async def _arrive(ctx: Context, job: Booking) -> Booking:
 async def _share(ctx: Context, job: Booking, provider_id: str, place: Point, params: PublishLocation) -> None:
     provider = await ctx.uow.market.lock_provider(provider_id)
     if provider is not None:
+        if provider.fix_at is not None and params.fix_at <= provider.fix_at:
+            raise StaleFix  # another node, or the one before a restart, has taken a newer one
         await ctx.uow.market.save_provider(
             replace(provider, position=place, fix_at=params.fix_at, version=provider.version + 1)
         )

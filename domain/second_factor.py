@@ -43,13 +43,15 @@ from domain.factors import (
 from domain.identity import Actor, User
 from domain.letters import Letter, LetterKind, Medium
 from domain.limits import account_key
-from domain.networks import network_of
 from domain.ports import UnitOfWork
 from domain.proofs import Proofs
-from domain.sign_ins import IdentityPorts, SignIns
+from domain.security import SecurityEvents
+from domain.sign_ins import IdentityPorts, SignIns, whence
 from domain.trust import Trust
 from domain.types import JSON, Origin, wire_time
 from domain.views import Params, View
+
+_security = SecurityEvents()
 
 Code = Annotated[str, Field(min_length=1, max_length=64, description="six digits, or a recovery code")]
 Token = Annotated[str, Field(min_length=1, max_length=128)]
@@ -190,7 +192,7 @@ class SecondFactor:
         data: dict[str, Any] = {"methods": methods, "device": device, "trust_parts": assessed.parts}
         sent = None
         if not factors:
-            await self._gate.letter(account_key(user.email))
+            await self._gate.letter(account_key(user.email), origin.address)
             sent = new_code()
             data["sent_by"] = FactorKind.EMAIL.value
         await self._open_challenge(Purpose.SIGN_IN, user.id, token, data, sent, origin)
@@ -217,7 +219,7 @@ class SecondFactor:
         user_id = challenge.user_id or ""
         answer = await self._proofs.read(user_id, params.code, params.challenge, challenge)
 
-        async def work(uow: UnitOfWork) -> tuple[JSON | None, str | None]:
+        async def work(uow: UnitOfWork) -> JSON | None:
             user = await uow.people.lock_user(user_id)
             locked = await uow.challenges.lock(challenge.token_hash)
             if user is None or user.disabled_at is not None or locked is None or not locked.is_open(uow.now):
@@ -225,18 +227,19 @@ class SecondFactor:
             proof = await self._proofs.judge(uow, user_id, answer, locked)
             if proof is None:
                 await uow.challenges.save(replace(locked, attempts=locked.attempts + 1))
-                return None, None
+                await _attest(uow, "mfa_failed", user_id, origin)
+                return None
             await uow.challenges.save(replace(locked, used_at=uow.now))
             device, parts = dict(locked.data["device"]), dict(locked.data["trust_parts"])
-            return await self._sign_ins.begin(uow, user, device, parts, origin), proof
+            if proof == RECOVERY:
+                await _attest(uow, "recovery_code_used", user_id, origin)
+            return await self._sign_ins.begin(uow, user, device, parts, origin)
 
         # A wrong answer must be committed as counted, so it is a result and not an error of the transaction.
-        tokens, proof = await self._transactions.write(work, origin)
+        tokens = await self._transactions.write(work, origin)
         if tokens is None:
-            await self._wrong(user_id, origin)
-        assert tokens is not None
-        if proof == RECOVERY:
-            await self._record("recovery_code_used", user_id, origin)
+            await self._gate.failed(origin.address)
+            raise InvalidCode
         return tokens
 
     async def send(self, params: SendParams, origin: Origin) -> JSON:
@@ -322,7 +325,7 @@ class SecondFactor:
             await uow.factors.put(Factor(user.id, kind, sealed, hint, last_step=0, created_at=uow.now))
 
         if kind is not FactorKind.TOTP:
-            await self._gate.letter(account_key(user.email))
+            await self._gate.letter(account_key(user.email), origin.address)
         await self._transactions.write(work, origin)
         if kind is FactorKind.TOTP:
             uri = self._ports.codes.uri(secret, user.email)
@@ -361,9 +364,11 @@ class SecondFactor:
                 spent = {"used_at": uow.now} if proof else {"attempts": locked.attempts + 1}
                 await uow.challenges.save(replace(locked, **spent))
             if proof != kind:
+                await _attest(uow, "mfa_failed", actor.user_id, origin)
                 return None
             await uow.factors.confirm(actor.user_id, kind, uow.now)
             await self._sign_ins.end_all(uow, actor.user_id, "mfa_changed", but=actor.session_id)
+            await _attest(uow, "mfa_enabled", actor.user_id, origin, method=kind.value)
             if _confirmed(factors):
                 return []
             hashes = [recovery_hash(actor.user_id, code) for code in given]
@@ -372,8 +377,9 @@ class SecondFactor:
 
         codes = await self._transactions.write(work, replace(origin, actor_id=actor.user_id))
         if codes is None:
-            await self._wrong(actor.user_id, origin)
-        await self._changed(actor, "mfa_enabled", origin, {"method": kind.value})
+            await self._gate.failed(origin.address)
+            raise InvalidCode
+        await self._tell_of_change(actor)
         return {"recovery_codes": codes}
 
     async def disable(self, actor: Actor, params: DisableParams, origin: Origin) -> None:
@@ -390,9 +396,10 @@ class SecondFactor:
             await uow.factors.remove_all(actor.user_id)
             await uow.challenges.end_all(actor.user_id, uow.now)
             await self._sign_ins.end_all(uow, actor.user_id, "mfa_changed", but=actor.session_id)
+            await _attest(uow, "mfa_disabled", actor.user_id, origin)
 
         await self._again(actor, params.password, params.code, params.challenge, origin, then)
-        await self._changed(actor, "mfa_disabled", origin, {})
+        await self._tell_of_change(actor)
 
     async def new_recovery_codes(self, actor: Actor, origin: Origin) -> JSON:
         """Recovery codes in place of those given before.
@@ -410,9 +417,9 @@ class SecondFactor:
                 raise NotEnrolled
             hashes = [recovery_hash(actor.user_id, code) for code in given]
             await uow.factors.replace_recovery_codes(actor.user_id, hashes)
+            await _attest(uow, "recovery_codes_replaced", actor.user_id, origin)
 
         await self._transactions.write(work, replace(origin, actor_id=actor.user_id))
-        await self._record("recovery_codes_replaced", actor.user_id, origin)
         return {"recovery_codes": given}
 
     async def state(self, actor: Actor) -> JSON:
@@ -453,7 +460,7 @@ class SecondFactor:
         await self._gate.attempt(account)
         if not await self._ports.passwords.verify(user.password_hash, password):
             await self._gate.failed(origin.address, account)
-            await self._record("step_up_failed", user.id, origin)
+            await self._ports.security.record("step_up_failed", user.id, whence(origin))
             raise InvalidCredentials
         await self._gate.succeeded(account)
         mine = _confirmed(await self._transactions.read(lambda uow: uow.factors.of(user.id)))
@@ -476,12 +483,16 @@ class SecondFactor:
                     spent = {"used_at": uow.now} if proof else {"attempts": locked.attempts + 1}
                     await uow.challenges.save(replace(locked, **spent))
                 if proof is None:
+                    await _attest(uow, "mfa_failed", user.id, origin)
                     return False
+                if proof == RECOVERY:
+                    await _attest(uow, "recovery_code_used", user.id, origin)
             await then(uow, factors)
             return True
 
         if not await self._transactions.write(work, replace(origin, actor_id=actor.user_id)):
-            await self._wrong(user.id, origin)
+            await self._gate.failed(origin.address)
+            raise InvalidCode
 
     async def _find(self, token: str, purpose: Purpose, origin: Origin, actor: Actor | None = None) -> Challenge:
         found = await self._transactions.read(lambda uow: uow.challenges.get(token_hash(token)))
@@ -517,7 +528,7 @@ class SecondFactor:
             to = user.email
         else:
             raise NotEnrolled
-        await self._gate.letter(account_key(user.email))
+        await self._gate.letter(account_key(user.email), origin.address)
         code = new_code()
 
         async def work(uow: UnitOfWork) -> None:
@@ -537,18 +548,9 @@ class SecondFactor:
             raise InvalidToken
         return user
 
-    async def _changed(self, actor: Actor, kind: str, origin: Origin, details: JSON) -> None:
-        await self._ports.security.record(kind, actor.user_id, details | {"network": network_of(origin.address)})
+    async def _tell_of_change(self, actor: Actor) -> None:
         user = await self._user(actor)
         await tell(self._ports, Letter(LetterKind.MFA_CHANGED, Medium.EMAIL, user.email))
-
-    async def _record(self, kind: str, user_id: str, origin: Origin) -> None:
-        await self._ports.security.record(kind, user_id, {"network": network_of(origin.address)})
-
-    async def _wrong(self, user_id: str, origin: Origin) -> None:
-        await self._gate.failed(origin.address)
-        await self._record("mfa_failed", user_id, origin)
-        raise InvalidCode
 
 
 async def tell(ports: IdentityPorts, letter: Letter) -> None:
@@ -557,6 +559,10 @@ async def tell(ports: IdentityPorts, letter: Letter) -> None:
         await ports.messenger.send(letter)
     except Unavailable:
         await ports.security.record("letter_not_sent", None, {"kind": letter.kind.value})
+
+
+async def _attest(uow: UnitOfWork, kind: str, user_id: str, origin: Origin, **details: str) -> None:
+    await _security.record(uow, kind, user_id, user_id, details | whence(origin))
 
 
 def _confirmed(factors: Sequence[Factor]) -> list[Factor]:

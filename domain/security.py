@@ -50,6 +50,8 @@ class SecurityKind(StrEnum):
     BOOKING_CHANGED_BY_STAFF = "booking_changed_by_staff"
     DISPUTE_RESOLVED = "dispute_resolved"
     FLAG_CHANGED = "flag_changed"
+    SLA_POLICY_CHANGED = "sla_policy_changed"
+    ZONES_IMPORTED = "zones_imported"
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,6 +243,11 @@ def successor_of(token: str, nonce: str) -> str:
     return TOKEN_PREFIX + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
+def whence(origin: Origin) -> JSON:
+    """Where a request came from, as security events tell it."""
+    return {"network": network_of(origin.address)}
+
+
 def user_view(user: User, provider_ids: list[str]) -> JSON:
     """An account as its owner sees it."""
     return {

@@ -49,7 +49,7 @@ class SecurityState(security.AuditPage):
 async def of_booking(ctx: Context, booking_id: str) -> JSON | None:
     """The booking as it is."""
     booking = await ctx.uow.bookings.get(booking_id)
-    return None if booking is None else {"booking": bookings.view(booking, ctx.policy.response_target_seconds)}
+    return None if booking is None else {"booking": bookings.view(booking)}
 
 
 async def of_conversation(ctx: Context, conversation_id: str) -> JSON:
@@ -66,7 +66,7 @@ async def of_provider(ctx: Context, provider_id: str) -> JSON | None:
     return {
         "provider": provider_view(provider),
         "offers": await dispatch.live_offer_views(ctx, [provider_id]),
-        "bookings": [bookings.view(job, ctx.policy.response_target_seconds) for job in jobs],
+        "bookings": [bookings.view(job) for job in jobs],
     }
 
 
@@ -76,7 +76,7 @@ async def of_feed(ctx: Context) -> JSON:
     waiting = [booking for booking in newest if booking.status is Status.AWAITING_ASSIGNMENT]
     providers = await ctx.uow.market.providers()
     return {
-        "bookings": [bookings.view(booking, ctx.policy.response_target_seconds) for booking in newest],
+        "bookings": [bookings.view(booking) for booking in newest],
         "offers": await dispatch.live_offer_views(ctx, [provider.id for provider in providers]) if waiting else [],
         "providers": [provider_view(provider) for provider in providers],
         "zones": [zone_view(zone) for zone in await ctx.uow.market.zones()],

@@ -38,7 +38,7 @@ from typing import Any, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, event, literal_column, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
@@ -99,6 +99,13 @@ class DatabaseOptions:
 
 class OutcomeUnknown(Unavailable):
     """The connection broke while COMMIT was under way: the transaction may be done or not. Retry with the same key."""
+
+
+class NotConnected(Exception):
+    """The driver tripped while it connected: over half a greeting, or over what is none. It never leaves this module.
+
+    asyncmy raises whatever Python does then (``struct.error``, ``UnboundLocalError``, …), and SQLAlchemy passes it on.
+    """
 
 
 class RetryTransaction(Exception):
@@ -179,7 +186,7 @@ class Database:
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._read_once(_ping, True)
-        except (TimeoutError, DBAPIError, PoolTimeoutError, OSError) as error:
+        except (TimeoutError, DBAPIError, PoolTimeoutError, NotConnected) as error:
             raise Unavailable("The database does not answer.") from error
 
     async def rotate(self, url: str | URL) -> None:
@@ -194,9 +201,9 @@ class Database:
             raise ValueError("only the user and the password can change while the process runs")
         probe = create_async_engine(fresh, connect_args=_mysql_arguments(self.options), poolclass=NullPool)
         try:
-            async with asyncio.timeout(self.options.transaction_timeout_seconds), probe.connect() as connection:
-                await _ping(connection)
-        except (TimeoutError, DBAPIError, OSError) as error:
+            async with asyncio.timeout(self.options.transaction_timeout_seconds):
+                await _ping(await _connected(probe))
+        except (TimeoutError, DBAPIError, NotConnected) as error:
             raise Unavailable("The database does not take the new credentials.") from error
         finally:
             await probe.dispose()
@@ -236,8 +243,14 @@ class Database:
     @asynccontextmanager
     async def schema_connection(self) -> AsyncIterator[AsyncConnection]:
         """A writer's connection with no transaction around it, for migrations (MySQL commits at each DDL statement)."""
-        async with self._writer.connect() as connection:
+        try:
+            connection = await _connected(self._writer)
+        except NotConnected as error:
+            raise Unavailable from error
+        try:
             yield connection
+        finally:
+            await connection.close()
 
     async def _persist(self, once: Callable[[Work[T], bool], Awaitable[T]], work: Work[T], urgent: bool) -> T:
         bound = asyncio.timeout(self.options.transaction_timeout_seconds)
@@ -257,6 +270,8 @@ class Database:
                 return await once(work, urgent)
             except RetryTransaction as error:
                 trouble, cause = Trouble.DUPLICATE, error
+            except NotConnected as error:
+                trouble, cause = Trouble.LOST, error
             except (DBAPIError, PoolTimeoutError) as error:
                 found = trouble_of(error)
                 if found is None or found is Trouble.DUPLICATE:
@@ -280,7 +295,7 @@ class Database:
 
     async def _transact(self, work: Work[T]) -> T:
         cancellations = _cancellations()
-        connection = await self._writer.connect()
+        connection = await _connected(self._writer)
         try:
             result = await work(connection)
             _heed_cancellation(cancellations)
@@ -301,7 +316,7 @@ class Database:
         await self._read_turns.take(urgent=urgent)
         cancellations = _cancellations()
         try:
-            connection = await self._reader.connect()
+            connection = await _connected(self._reader)
             try:
                 result = await work(connection)
                 await connection.close()
@@ -329,6 +344,21 @@ class Database:
         except Exception:  # whatever it was, this connection's state is not known any more
             await connection.invalidate()
         await connection.close()
+
+
+async def _connected(engine: AsyncEngine) -> AsyncConnection:
+    """A connection of the pool, or a new one.
+
+    Raises:
+        DBAPIError, PoolTimeoutError: as SQLAlchemy has them.
+        NotConnected: for all that the driver forgot to wrap.
+    """
+    try:
+        return await engine.connect()
+    except SQLAlchemyError:
+        raise
+    except Exception as error:
+        raise NotConnected from error
 
 
 def _cancellations() -> int:

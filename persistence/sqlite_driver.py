@@ -30,12 +30,25 @@ class SqliteConnection(aiosqlite.Connection):
     def __init__(self, path: str, begin: str, pragmas: Sequence[str], busy_seconds: float) -> None:
         def connect() -> sqlite3.Connection:
             connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, cached_statements=512)
-            for pragma in pragmas:
-                connection.execute(pragma).close()
+            try:
+                for pragma in pragmas:
+                    connection.execute(pragma).close()
+            except BaseException:
+                connection.close()
+                raise
             return connection
 
         super().__init__(connect, iter_chunk_size=64)
         self.begin = begin
+
+    async def _connect(self) -> aiosqlite.Connection:
+        try:
+            return await super()._connect()
+        except Exception:
+            # The thread was told to end and has nothing else to do. A loop that is closed before it has said so, as
+            # that of a process which cannot start, would have it print a traceback.
+            self._thread.join()
+            raise
 
     def cursor(self) -> SqliteCursor:  # type: ignore[override]  # not a coroutine: there is nothing to wait for yet
         return SqliteCursor(self)

@@ -176,7 +176,7 @@ refresh_tokens = Table(
     Column("token_hash", String(64), primary_key=True),
     Column("session_id", Id, ForeignKey("sessions.id"), nullable=False, index=True),
     Column("issued_at", UtcDateTime, nullable=False),
-    Column("expires_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False, index=True),
     Column("used_at", UtcDateTime),
     Column("successor_nonce", String(64)),  # with the old token (never stored) it yields the successor again
     Column("successor_hash", String(64)),
@@ -325,7 +325,26 @@ zones = Table(
     Column("area_m2", Double, nullable=False),
     Column("strategy", Code, nullable=False),
     Column("priority", Double, nullable=False),
+    Column("organisation_id", Id, ForeignKey("organisations.id")),  # whose set it belongs to; the marketplace's own
+    Column("version", Integer, nullable=False),
     *_audit(),
+)
+
+zone_generation = Table(  # one row: rises with each change of zones; locked by whoever changes them
+    "zone_generation",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("generation", BigInteger, nullable=False),
+)
+
+zone_figures = Table(  # what was told last of each zone
+    "zone_figures",
+    metadata,
+    Column("zone_id", Id, ForeignKey("zones.id"), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("metrics", JsonText, nullable=False),
+    Column("heat", JsonText, nullable=False),
+    Column("counted_at", UtcDateTime, nullable=False),
 )
 
 providers = Table(
@@ -376,6 +395,84 @@ provider_sockets = Table(  # which nodes hold sockets of a provider; a node that
     Column("expires_at", UtcDateTime, nullable=False),
 )
 
+calendars = Table(
+    "calendars",
+    metadata,
+    Column("provider_id", Id, ForeignKey("providers.id"), primary_key=True),
+    Column("organisation_id", Id, nullable=False),
+    Column("rules", JsonText, nullable=False),  # as on the wire, see domain.recurrence
+    Column("travel_buffer_minutes", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    *_audit(),
+)
+
+calendar_exceptions = Table(
+    "calendar_exceptions",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("provider_id", Id, ForeignKey("providers.id"), nullable=False),
+    Column("kind", Code, nullable=False),
+    Column("start", UtcDateTime, nullable=False),
+    Column("end", UtcDateTime, nullable=False),
+    Column("note", String(200)),
+    *_audit(),
+    Index(None, "provider_id", "end"),
+)
+
+slot_holds = Table(  # a row is gone once it was booked, released, or its timer has run
+    "slot_holds",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("provider_id", Id, ForeignKey("providers.id"), nullable=False),
+    Column("organisation_id", Id, nullable=False),
+    Column("customer_id", Id, ForeignKey("users.id"), nullable=False, index=True),
+    Column("service_id", Id, nullable=False),
+    Column("zone_id", Id, nullable=False),
+    Column("start", UtcDateTime, nullable=False),
+    Column("end", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    *_audit(),
+    Index(None, "provider_id", "end"),
+)
+
+calendar_feeds = Table(
+    "calendar_feeds",
+    metadata,
+    Column("provider_id", Id, ForeignKey("providers.id"), primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), primary_key=True),
+    Column("token_hash", String(64), nullable=False, unique=True),
+    *_audit(),
+)
+
+calendar_sources = Table(
+    "calendar_sources",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("provider_id", Id, ForeignKey("providers.id"), nullable=False),
+    Column("organisation_id", Id, nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("kind", Code, nullable=False),
+    Column("url", String(500)),
+    Column("times", Integer, nullable=False),
+    Column("skipped", Integer, nullable=False),
+    Column("problem", String(64)),
+    Column("fetched_at", UtcDateTime),
+    Column("next_fetch_at", UtcDateTime, index=True),
+    *_audit(),
+    UniqueConstraint("provider_id", "name"),
+)
+
+busy_times = Table(  # brought along from a provider's other calendars; each import replaces those of its source
+    "busy_times",
+    metadata,
+    Column("source_id", Id, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("provider_id", Id, ForeignKey("providers.id"), nullable=False),
+    Column("start", UtcDateTime, nullable=False),
+    Column("end", UtcDateTime, nullable=False),
+    Index(None, "provider_id", "end"),
+)
+
 bookings = Table(
     "bookings",
     metadata,
@@ -401,10 +498,29 @@ bookings = Table(
     Column("assigned_at", UtcDateTime),
     Column("arrived_at", UtcDateTime),
     Column("completed_at", UtcDateTime),
+    Column("sla", JsonText, nullable=False),
+    Column("sla_due_at", UtcDateTime, index=True),  # the soonest deadline that can still be missed
+    Column("sla_breached", Integer, nullable=False),  # clocks that were
     *_audit(),
     Index(None, "customer_id", "id"),
     Index(None, "provider_id", "status"),
+    Index(None, "provider_id", "end"),
     Index(None, "status", "id"),
+    Index(None, "zone_id", "status"),
+    Index(None, "zone_id", "assigned_at"),
+)
+
+sla_policies = Table(  # ``*`` in place of an id: every service, every zone
+    "sla_policies",
+    metadata,
+    Column("service_id", Id, primary_key=True),
+    Column("zone_id", Id, primary_key=True),
+    Column("response_seconds", Integer),
+    Column("arrival_seconds", Integer),
+    Column("grace_seconds", Integer),
+    Column("completion_seconds", Integer),
+    Column("version", Integer, nullable=False),
+    *_audit(),
 )
 
 booking_declines = Table(  # who must not be asked again for a booking: declined, or withdrew from it
@@ -412,6 +528,38 @@ booking_declines = Table(  # who must not be asked again for a booking: declined
     metadata,
     Column("booking_id", Id, ForeignKey("bookings.id"), primary_key=True),
     Column("provider_id", Id, ForeignKey("providers.id"), primary_key=True),
+    *_audit(),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("status", Code, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("customer_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("service_id", Id, ForeignKey("services.id"), nullable=False),
+    Column("zone_id", Id, ForeignKey("zones.id"), nullable=False),
+    Column("provider_id", Id, ForeignKey("providers.id")),
+    Column("lat", Double, nullable=False),
+    Column("lon", Double, nullable=False),
+    Column("address", String(500)),
+    Column("notes", Text),
+    Column("recurrence", JsonText, nullable=False),  # as on the wire, see domain.recurrence
+    Column("ends_before", UtcDateTime),
+    Column("follows", Id),
+    *_audit(),
+    Index(None, "customer_id", "status"),
+)
+
+series_instances = Table(  # an occurrence that was made, skipped or called off: the key makes it happen once
+    "series_instances",
+    metadata,
+    Column("series_id", Id, ForeignKey("series.id"), primary_key=True),
+    Column("recurrence_id", UtcDateTime, primary_key=True),
+    Column("status", Code, nullable=False),
+    Column("booking_id", Id, ForeignKey("bookings.id")),
+    Column("reason", String(64)),
     *_audit(),
 )
 
@@ -568,6 +716,9 @@ WITHOUT_AUDIT = {
     "sessions": "a sign-in belongs to its user, who alone uses it; it has times of its own",
     "refresh_tokens": "as sessions",
     "signing_keys": "made by the system",
+    "zone_generation": "a counter of the system",
+    "zone_figures": "counted from other rows, again and again",
+    "busy_times": "copies of what is elsewhere; their source says who brought them along",
     "provider_sockets": "nodes' claims, renewed all the time and gone with the socket",
     "read_marks": "the key says whose it is; nobody else moves it",
     "idempotency_keys": "a command's memory, kept for a day",

@@ -140,7 +140,7 @@ class DatabaseVault:
         database: Database,
         master: MasterKey,
         *,
-        keep_seconds: float = 300.0,
+        keep_seconds: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database

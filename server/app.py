@@ -34,6 +34,7 @@ from channels.realtime import Ports, Realtime
 from channels.redis_address import RedisAddress
 from channels.redis_client import RedisClient
 from channels.throttle import InProcessLimiter
+from channels.throttle_redis import RedisLimiter
 from domain.accounts import Accounts
 from domain.catalogue import COMMANDS, TIMERS
 from domain.commands import Desk
@@ -58,6 +59,8 @@ from persistence.unit_of_work import Transactions
 from persistence.vault import DatabaseVault
 from server import specs
 from server.aws import Aws, AwsOptions
+from server.calendar_feed import CalendarFeeds
+from server.calendar_fetch import CalendarFetcher, CalendarSync
 from server.clock import SystemClock
 from server.diagnosis import database_trouble
 from server.federation import IssuerKeys, IssuerOptions, IssuerTokens, JsonFetcher
@@ -85,6 +88,7 @@ from server.telemetry import Metrics, logger, watch_loop_lag
 from server.tokens import KeyRing, SigningKey, Tokens
 from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
 from server.workers import FlagWatch, HubAudit, OutboxWatch, Pruner, SocketSweep, TimerWorker, Workers
+from server.zone_meter import ZoneMeter, follow_zones
 
 log = logger(__name__)
 
@@ -211,6 +215,10 @@ class Application:
         self.messenger = QueuedMessenger(
             AwsPost(self.aws, settings.mail_from) if settings.mail_from else LocalPost(kept_in), self.metrics
         )
+        self.redis: RedisClient | None = None
+        if settings.redis_url is not None:
+            self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
+            self.redis.on_change(self._note_redis)
         identity = IdentityPorts(
             transactions=self.transactions,
             passwords=self.passwords,
@@ -219,7 +227,7 @@ class Application:
             vault=self.vault,
             codes=TimeBasedCodes(),
             messenger=self.messenger,
-            limiter=InProcessLimiter(),
+            limiter=InProcessLimiter() if self.redis is None else RedisLimiter(self.redis),
             security=AttestedSecurityEvents(self.transactions),
             limits=limit_policy_of(settings),
         )
@@ -231,14 +239,11 @@ class Application:
         # What is live.
         limits = limits_of(settings)
         self.broker: Broker = InProcessBroker()
-        self.redis: RedisClient | None = None
         self._redis_was_well = False
         self.buckets: RedisTokenBuckets | None = None
         self.presence: RedisPresence | None = None
         self.cache: CachedLog | None = None
-        if settings.redis_url is not None:
-            self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
-            self.redis.on_change(self._note_redis)
+        if self.redis is not None:
             self.broker = RedisBroker(self.redis)
             self.log = self.cache = CachedLog(self.log, self.redis)
             self.presence = RedisPresence(self.node_id, self.broker, lambda: self._nodes())
@@ -273,6 +278,7 @@ class Application:
         )
         self.desk.announcer = self.realtime.announcer
         self.flags = FlagNews(self.realtime.hub, clock)
+        self.realtime.hub.listen(partial(follow_zones, zones))
 
         # What works in the background.
         self.sequencer = Sequencer(
@@ -300,6 +306,8 @@ class Application:
             log_entries=settings.log_retention_entries,
             key_hours=settings.idempotency_hours,
         )
+        self._zone_meter = ZoneMeter(self.desk, self.transactions, clock)
+        self._calendar_sync = CalendarSync(self.desk, self.transactions, CalendarFetcher())
         self._flag_watch = FlagWatch(self.transactions, self.flags)
         self._secrets: SecretReader | None = None
         self.secret_watch: SecretWatch | None = None
@@ -325,10 +333,12 @@ class Application:
             credentials=self.credentials,
             desk=self.desk,
             doorman=self.doorman,
+            feeds=CalendarFeeds(self.transactions, self.desk),
             tokens=self.tokens,
             metrics=self.metrics,
             checks=self.checks(),
             documents=specs.documents(),
+            spend=self.realtime.spend,
         )
         self.asgi = self._asgi()
 
@@ -402,6 +412,8 @@ class Application:
         self.workers.start("sockets", self._sweep.run)
         self.workers.start("pruner", self._pruner.run)
         self.workers.start("flags", self._flag_watch.run)
+        self.workers.start("zones", self._zone_meter.run)
+        self.workers.start("calendars", self._calendar_sync.run)
         if self.secret_watch is not None:
             await self.secret_watch.look()
             self.workers.start("secrets", self.secret_watch.run)

@@ -39,6 +39,7 @@ from server.settings import Settings, SettingsError
 from server.simulator import firms_for, simulate
 from server.telemetry import configure_logging
 from server.watch import watch as watch_feed
+from server.zone_commands import zone_commands
 
 cli = typer.Typer(
     name="fixnado",
@@ -90,6 +91,7 @@ def _settings(**overrides: Any) -> Settings:
 
 
 cli.add_typer(key_commands(_settings, console), name="keys")
+cli.add_typer(zone_commands(_settings, console, errors), name="zones")
 
 
 @cli.command()
@@ -241,8 +243,9 @@ async def _with_credentials(work: Callable[[Credentials], Awaitable[None]]) -> N
     configure_logging(settings.log_format, "warning")
     app = Application(settings)
     try:
-        await app.checks()["schema"]()
-        await work(app.credentials)
+        with database_explained(settings):
+            await app.checks()["schema"]()
+            await work(app.credentials)
     finally:
         app.passwords.close()
         app.aws.close()
@@ -257,12 +260,13 @@ def verify_audit() -> None:
     async def walk(told: Callable[[int, int], None]) -> Verdict:
         database = Database(settings.database_url, database_options(settings))
         try:
-            return await verify_audit_log(database, told)
+            with database_explained(settings):
+                return await verify_audit_log(database, told)
         finally:
             await database.close()
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("Walking the audit log", total=None)
         verdict = asyncio.run(walk(lambda done, total: bar.update(task, completed=done, total=total)))
     if verdict.broken is not None:

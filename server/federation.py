@@ -143,8 +143,12 @@ class IssuerKeys:
         # OpenID Connect Discovery 1.0, section 4: under the issuer's own name, and it must call itself that.
         described = await self._fetch(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         address = described.get("jwks_uri")
+        # Keys are found no less safely than they were looked for: an issuer elsewhere cannot send us to this machine.
+        here = urlsplit(issuer).scheme == "http"
         if described.get("issuer") != issuer or not isinstance(address, str) or not may_fetch(address):
             raise FetchFailed("its discovery document names another issuer or no keys")
+        if not here and urlsplit(address).scheme != "https":
+            raise FetchFailed("its discovery document names keys that are not reached over TLS")
         published = (await self._fetch(address)).get("keys")
         keys = {}
         for shape in published if isinstance(published, list) else ():
@@ -207,6 +211,8 @@ class IssuerTokens:
             not isinstance(subject, str)
             or not 0 < len(subject) <= 255
             or not subject.isprintable()
+            # MySQL compares without spaces at the end: two subjects would be one person.
+            or subject != subject.strip()
             or type(claims["exp"]) is not int
         ):
             raise InvalidToken

@@ -26,13 +26,15 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from channels.ports import Doorman
+from channels.protocol import InvalidRequest, check_members
 from domain.accounts import Accounts
 from domain.commands import Desk, validated
 from domain.credentials import Credentials
-from domain.errors import FixnadoError, InvalidParams, NotAuthenticated
+from domain.errors import FixnadoError, InvalidParams, NotAuthenticated, TooManyRequests
 from domain.identity import Actor
 from domain.second_factor import SecondFactor
 from domain.types import JSON, Origin, Point
+from server.calendar_feed import CalendarFeeds
 from server.forwarded import Forwarded, Network
 from server.health import Degraded
 from server.operations import OPERATIONS, Call, Operation
@@ -79,7 +81,7 @@ class Finding:
 
 
 class BadRequest(FixnadoError):
-    """The body is not JSON, or no object."""
+    """The body is not JSON, no object, or one that two parsers may read differently."""
 
     type = "bad_request"
     status = 400
@@ -121,6 +123,7 @@ class Surface:
     Attributes:
         checks: per dependency by name, for readiness.
         documents: generated specifications by path.
+        spend: takes one request from a user's bucket, the one that counts on sockets too; seconds to wait, or 0.
     """
 
     accounts: Accounts
@@ -128,10 +131,12 @@ class Surface:
     credentials: Credentials
     desk: Desk
     doorman: Doorman
+    feeds: CalendarFeeds
     tokens: Tokens
     metrics: Metrics
     checks: Mapping[str, Check]
     documents: Mapping[str, JSON]
+    spend: Callable[[str], float] = lambda _: 0.0
     max_body_bytes: int = 65_536
     check_timeout_seconds: float = 2.0
 
@@ -142,6 +147,7 @@ class Surface:
         ]
         routes += [
             Route("/commands/{method}", self._command, methods=["POST"]),
+            Route("/calendars/{token}.ics", self._calendar),
             Route("/.well-known/jwks.json", self._jwks),
             Route("/health/live", self._live),
             Route("/health/ready", self._ready),
@@ -192,7 +198,11 @@ class Surface:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise NotAuthenticated
-        return (await self.doorman.authenticate(token.strip())).actor
+        actor = (await self.doorman.authenticate(token.strip())).actor
+        wait_seconds = self.spend(actor.user_id)
+        if wait_seconds > 0:
+            raise TooManyRequests(wait_seconds)
+        return actor
 
     async def _body(self, request: Request) -> JSON:
         chunks: list[bytes] = []
@@ -204,13 +214,22 @@ class Surface:
             chunks.append(chunk)
         if not size:
             return {}
+        text = b"".join(chunks)
         try:
-            body = orjson.loads(b"".join(chunks))
+            body = orjson.loads(text)
         except orjson.JSONDecodeError:
             raise BadRequest from None
         if not isinstance(body, dict):
             raise BadRequest
+        try:
+            check_members(body, text.decode())
+        except InvalidRequest as error:
+            raise BadRequest(error.message) from None
         return body
+
+    async def _calendar(self, request: Request) -> Response:
+        text = await self.feeds.text(request.path_params["token"])
+        return Response(text, headers={"cache-control": "private, no-store"}, media_type="text/calendar")
 
     async def _jwks(self, _: Request) -> Response:
         return json_response(self.tokens.jwks(), headers={"cache-control": "public, max-age=300"})

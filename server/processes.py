@@ -42,6 +42,10 @@ class WorkersFailed(Exception):
     """No worker can serve; the text is one line for a person."""
 
 
+class WorkerRefuses(Exception):
+    """Raised by a worker that cannot serve, for a reason that a person can mend; the text is one line."""
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
     """What one worker is given.
@@ -58,8 +62,8 @@ class Worker:
 
 
 Serve = Callable[[Worker], None]
-"""Serves until SIGTERM. It is pickled, so it must be a function of a module, or a ``functools.partial`` of one over
-values that can be pickled.
+"""Serves until SIGTERM, or raises :class:`WorkerRefuses`. It is pickled, so it must be a function of a module, or a
+``functools.partial`` of one over values that can be pickled.
 """
 
 
@@ -292,6 +296,9 @@ def _work(serve: Serve, number: int, listeners: Sequence[socket.socket], pipe: C
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     try:
         serve(Worker(number, listeners, lambda: pipe.send(None)))
+    except WorkerRefuses as error:
+        pipe.send(str(error))
+        raise SystemExit(1) from None
     except Exception as error:
         pipe.send(str(error) or type(error).__name__)
         log.exception("worker_failed", worker=number)

@@ -1,10 +1,15 @@
-"""What people who watch over security want to know: a log line and a count for each."""
+"""Security events that no transaction of their own goes with: a failed login changes nothing but what it is told by.
+
+What does change something is attested in the transaction that changes it, by the use case.
+"""
 
 from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
 from typing import Any, Final
+
+import structlog
 
 from domain.errors import Unavailable
 from domain.security import SecurityFact
@@ -38,7 +43,9 @@ KINDS: Final = (
 
 
 class AttestedSecurityEvents:
-    """Puts security events on record in the audit log, whose rows are logged and counted as they are written."""
+    """Puts security events on record in the audit log, whose rows are logged and counted as they are written. Each is
+    a transaction; whoever causes many was refused before (:class:`domain.limits.Gate`).
+    """
 
     def __init__(self, transactions: Transactions[SqlUnitOfWork]) -> None:
         self._transactions = transactions
@@ -50,7 +57,8 @@ class AttestedSecurityEvents:
             uow.attest(fact)
 
         try:
-            await self._transactions.write(attest, Origin(new_id(datetime.now(UTC))))
+            known = structlog.contextvars.get_contextvars().get("correlation_id")
+            await self._transactions.write(attest, Origin(known or new_id(datetime.now(UTC))))
         except Unavailable:
             # This line is what is left of it; the caller's own answer must not depend on the audit log.
             about = {f"about_{name}": it for name, it in details.items()}

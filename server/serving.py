@@ -13,11 +13,14 @@ from typing import Any
 
 import uvicorn
 
+from domain.errors import FixnadoError
 from persistence.migrate import upgrade
+from persistence.vault import WrongMasterKey
 from server.app import Application, database_options
 from server.diagnosis import database_explained
-from server.processes import Processes, Worker, WorkersFailed, own_listeners
-from server.settings import Settings
+from server.processes import Processes, Worker, WorkerRefuses, WorkersFailed, own_listeners
+from server.secrets_at_rest import require_master_key
+from server.settings import Settings, SettingsError
 from server.telemetry import configure_logging, logger
 from server.uvicorn_protocol import DrainingServer, server_options
 
@@ -46,8 +49,10 @@ def run(settings: Settings, prepare: Prepare | None = None, *, migrate: bool = F
 
     Raises:
         CannotServe: the address is taken.
+        SettingsError: there is no master key.
         FixnadoError: the database is away, or its schema is not the right one.
     """
+    require_master_key(settings)
     configure_logging(settings.log_format, settings.log_level)
     listener = _listen(settings.host, settings.port)
     if settings.workers == 1:
@@ -68,9 +73,11 @@ def run(settings: Settings, prepare: Prepare | None = None, *, migrate: bool = F
 def _work(settings: Settings, prepare: Prepare | None, worker: Worker) -> None:
     """One of several processes."""
     configure_logging(settings.log_format, settings.log_level)
-    run_loop()(
-        _serve(settings, worker.listeners, prepare if worker.number == 1 else None, migrate=False, ready=worker.ready)
-    )
+    first_only = prepare if worker.number == 1 else None
+    try:
+        run_loop()(_serve(settings, worker.listeners, first_only, migrate=False, ready=worker.ready))
+    except (FixnadoError, SettingsError, WrongMasterKey) as error:
+        raise WorkerRefuses(error.message if isinstance(error, FixnadoError) else str(error)) from error
 
 
 def _listen(host: str, port: int) -> socket.socket:

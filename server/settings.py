@@ -151,7 +151,7 @@ class Settings(BaseModel):
     master_key: str | None = _text(
         None,
         "What stored secrets are encrypted under: base64 of 32 bytes; after a comma, the one before. Without it and"
-        " without FIXNADO_KMS_KEY_ID one is made in a file beside the embedded database, or in var.",
+        " without FIXNADO_KMS_KEY_ID one is made in a file beside the embedded database; any other needs one.",
         allowed="base64 of 32 random bytes, such as `openssl rand -base64 32` prints; several separated by commas",
         secret=True,
     )
@@ -161,7 +161,10 @@ class Settings(BaseModel):
         allowed="a key's id, its ARN, or alias/NAME",
     )
     data_key_seconds: float = _number(
-        300, "How long an opened data key stays in memory before KMS is asked again.", least=1, most=86_400
+        1,
+        "How long an opened data key stays in memory. While KMS is away for longer, authenticator codes let nobody in.",
+        least=1,
+        most=86_400,
     )
     aws_region: str | None = _text(
         None, "AWS region; by default what the machine's AWS configuration says.", allowed="a region such as eu-west-2"

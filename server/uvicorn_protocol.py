@@ -13,6 +13,7 @@ What is guarded, each seen in uvicorn 0.54 and each with a probe in the tests:
 * a burst of tiny frames is parsed in one go → data is fed in slices, and parsing stops once the socket is closed;
 * a request that its HTTP parser took and its WebSocket parser refuses stays open in silence → 400;
 * no deadline for headers, for a silent connection and for headers without end → 5 s and 64 KiB;
+* no deadline for a body that drips → 10 s;
 * the access log shows query strings of sockets → it does not;
 * shutdown closes all sockets at once with 1012, before the application hears of it → :class:`DrainingServer`.
 
@@ -48,6 +49,9 @@ HEADER_SECONDS = 5.0
 
 LATE_LOOP_SECONDS = 0.05
 """From that deadline to the abort: at least one turn of the loop, in which it reads."""
+
+BODY_SECONDS = 10.0
+"""From the end of a request's headers to the end of its body, which is 64 KiB at most."""
 
 MAX_HEADER_BYTES = 64 * 1024
 
@@ -359,13 +363,14 @@ def _no_queue() -> _NoQueue:
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """HTTP/1.1 with a deadline and a bound for headers.
+    """HTTP/1.1 with deadlines for headers and body, and a bound for headers.
 
     Attributes:
-        header_seconds: the deadline; :func:`server_options` sets it.
+        header_seconds, body_seconds: the deadlines; :func:`server_options` sets them.
     """
 
     header_seconds: ClassVar[float] = HEADER_SECONDS
+    body_seconds: ClassVar[float] = BODY_SECONDS
 
     def __init__(
         self,
@@ -377,6 +382,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._header_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
+        self._body_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -384,6 +390,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._headers_are_here()
+        self._body_is_here()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -403,9 +410,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._headers_are_here()
+        self._body_timer = self.loop.call_later(self.body_seconds, self._abort)
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        self._body_is_here()
+        super().on_message_complete()
+
     def handle_websocket_upgrade(self) -> None:
+        self._body_is_here()
         super().handle_websocket_upgrade()
         # The parser and this object hold each other; without a collection neither would go.
         self.parser = None  # type: ignore[assignment]
@@ -423,6 +436,11 @@ class HttpProtocol(HttpToolsProtocol):
     def _abort(self) -> None:
         self._header_timer = None
         self.transport.abort()
+
+    def _body_is_here(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
 
     def _headers_are_here(self) -> None:
         if self._header_timer is not None:
@@ -460,17 +478,20 @@ def server_options(
     *,
     shutdown_seconds: int = 5,
     header_seconds: float = HEADER_SECONDS,
+    body_seconds: float = BODY_SECONDS,
     max_frame_bytes: int = MAX_FRAME_BYTES,
 ) -> dict[str, Any]:
     """What :class:`uvicorn.Config` must be given for the promises above.
 
     Args:
         header_seconds: from the first byte of a request, or of a connection, to the end of its headers.
+        body_seconds: from there to the end of its body.
         max_frame_bytes: of a client's message.
         shutdown_seconds: after draining, for requests still running and sockets still closing.
     """
+    deadlines = {"header_seconds": header_seconds, "body_seconds": body_seconds}
     return {
-        "http": type("ConfiguredHttpProtocol", (HttpProtocol,), {"header_seconds": header_seconds}),
+        "http": type("ConfiguredHttpProtocol", (HttpProtocol,), deadlines),
         "ws": SocketProtocol,
         "ws_max_size": max_frame_bytes,
         "ws_per_message_deflate": False,

@@ -20,6 +20,7 @@ from channels.hub import Hub
 from domain import availability
 from domain.commands import Desk
 from domain.context import Context
+from domain.errors import Unavailable
 from domain.ports import Clock, Timer
 from domain.types import JSON, Origin, new_id
 from persistence.database import Database
@@ -27,7 +28,7 @@ from persistence.idempotency import prune_keys
 from persistence.log import prune
 from persistence.outbox import outbox_stats
 from persistence.repositories import SqlUnitOfWork
-from persistence.repositories.identity import prune_challenges
+from persistence.repositories.identity import prune_challenges, prune_refresh_tokens
 from persistence.sequencer import Sequencer, SequencerCounts
 from persistence.timers import overdue_timers
 from persistence.unit_of_work import Transactions
@@ -38,6 +39,8 @@ log = logger(__name__)
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 30.0
 PAUSE_BETWEEN_BATCHES_SECONDS = 0.05
+ENDED_TOKENS_DAYS = 7
+"""Refresh tokens stay for so long after their end, for whoever looks into what happened."""
 
 TimerHandler = Callable[[Context, JSON], Awaitable[None]]
 
@@ -76,11 +79,15 @@ class Workers:
             try:
                 await run(self._stop)
                 return
-            except Exception:
+            except Exception as error:
                 if clock() - started > LONGEST_PAUSE_SECONDS:
                     # It had recovered: this is a new trouble, not the old one.
                     pause_seconds = FIRST_PAUSE_SECONDS
-                log.exception("worker_failed", worker=name, again_in_seconds=round(pause_seconds, 1))
+                # An outage is no defect of a worker: where it failed says nothing, times every worker and every retry.
+                defect = not isinstance(error, Unavailable)
+                tell = log.error if defect else log.warning
+                why, again = repr(error), round(pause_seconds, 1)
+                tell("worker_failed", worker=name, why=why, again_in_seconds=again, exc_info=defect)
             await pause(self._stop, random.uniform(pause_seconds / 2, pause_seconds))
             pause_seconds = min(pause_seconds * 2, LONGEST_PAUSE_SECONDS)
 
@@ -204,7 +211,9 @@ class SocketSweep:
 
 
 class Pruner:
-    """Forgets what nobody can ask for any more: old log entries and old idempotency keys, in small batches."""
+    """Forgets what nobody can ask for any more, in small batches: old log entries, old idempotency keys, challenges and
+    refresh tokens that have ended.
+    """
 
     def __init__(
         self, database: Database, clock: Clock, *, log_hours: float, log_entries: int, key_hours: float
@@ -218,12 +227,18 @@ class Pruner:
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             await pause(stop, random.uniform(240, 360))
-            now = self._clock.now()
-            log_before = now - timedelta(hours=self._log_hours)
-            keys_before = now - timedelta(hours=self._key_hours)
-            await self._in_batches(stop, partial(prune, self._database, log_before, self._log_entries))
-            await self._in_batches(stop, partial(prune_keys, self._database, keys_before))
-            await self._in_batches(stop, partial(prune_challenges, self._database, now - timedelta(hours=1)))
+            await self.run_once(stop)
+
+    async def run_once(self, stop: asyncio.Event) -> None:
+        """Forgets all there is to forget now, or as much until told to stop."""
+        now = self._clock.now()
+        log_before = now - timedelta(hours=self._log_hours)
+        keys_before = now - timedelta(hours=self._key_hours)
+        tokens_before = now - timedelta(days=ENDED_TOKENS_DAYS)
+        await self._in_batches(stop, partial(prune, self._database, log_before, self._log_entries))
+        await self._in_batches(stop, partial(prune_keys, self._database, keys_before))
+        await self._in_batches(stop, partial(prune_challenges, self._database, now - timedelta(hours=1)))
+        await self._in_batches(stop, partial(prune_refresh_tokens, self._database, tokens_before))
 
     async def _in_batches(self, stop: asyncio.Event, batch: Callable[[], Awaitable[int]]) -> None:
         while not stop.is_set() and await batch():

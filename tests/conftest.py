@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,6 +12,16 @@ from tests.services import MariaDB, RedisServer
 # No deadline per example: the machine is shared, and a slow example says nothing about the code.
 hypothesis.settings.register_profile("fixnado", deadline=None)
 hypothesis.settings.load_profile("fixnado")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each experiment that ran: what was tried, and what came of it."""
+    reports = [report for found in ("passed", "failed") for report in terminalreporter.getreports(found)]
+    lines = [text for report in reports for name, text in report.user_properties if name == "experiment"]
+    if lines:
+        terminalreporter.section("experiments")
+        for line in lines:
+            terminalreporter.write_line(str(line))
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +64,8 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of each kind that the product supports, one after the other."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more worker than processors: the tests of servers spend half of their time waiting."""
+    return (os.cpu_count() or 1) + 1

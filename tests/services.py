@@ -22,7 +22,7 @@ from typing import ClassVar, Self
 
 import asyncmy
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 
 
 class ServiceMissing(RuntimeError):
@@ -235,6 +235,8 @@ class MariaDB(Server):
 
     def _options(self) -> list[str]:
         options = ["--no-defaults", f"--datadir={self._data}", "--innodb-log-file-size=32M", "--skip-name-resolve"]
+        # A server that starts clears its directory for temporary tables, also of those of others.
+        options.append(f"--tmpdir={self.directory}")
         # mariadbd does not run as root unless told so.
         return [*options, "--user=root"] if os.geteuid() == 0 else options
 

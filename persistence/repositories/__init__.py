@@ -14,7 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from domain.types import JSON, Origin
 from persistence.audit_log import SqlAuditLog
 from persistence.geometry import ZoneIndex
+from persistence.icalendars import IcalendarReader
+from persistence.recurrence import RruleRecurrences
 from persistence.repositories.bookings import SqlBookings
+from persistence.repositories.calendar_sync import SqlCalendarSync
+from persistence.repositories.calendars import SqlCalendars
 from persistence.repositories.conversations import SqlConversations
 from persistence.repositories.flags import SqlFlags
 from persistence.repositories.identity import SqlChallenges, SqlDevices, SqlFactors
@@ -22,6 +26,8 @@ from persistence.repositories.market import SqlMarket
 from persistence.repositories.offers import SqlOffers
 from persistence.repositories.organisations import SqlOrganisations
 from persistence.repositories.people import SqlPeople
+from persistence.repositories.series import SqlSeries
+from persistence.repositories.zones import SqlZones
 from persistence.timers import SqlTimers
 from persistence.unit_of_work import UnitOfWork
 
@@ -78,6 +84,30 @@ class SqlUnitOfWork(UnitOfWork):
     @cached_property
     def market(self) -> SqlMarket:
         return SqlMarket(self, self._zones)
+
+    @cached_property
+    def zones(self) -> SqlZones:
+        return SqlZones(self, self._zones)
+
+    @cached_property
+    def calendars(self) -> SqlCalendars:
+        return SqlCalendars(self)
+
+    @cached_property
+    def calendar_sync(self) -> SqlCalendarSync:
+        return SqlCalendarSync(self)
+
+    @cached_property
+    def calendar_reader(self) -> IcalendarReader:
+        return IcalendarReader()
+
+    @cached_property
+    def series(self) -> SqlSeries:
+        return SqlSeries(self)
+
+    @cached_property
+    def recurrences(self) -> RruleRecurrences:
+        return RruleRecurrences()
 
     @cached_property
     def bookings(self) -> SqlBookings:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, and_, bindparam, exists, insert, literal, or_, select, update
 
 from domain.bookings import OCCUPYING, UNDER_WAY, Booking, Kind, Status
+from domain.deadlines import EVERY, SlaPolicy
 from domain.errors import Conflict
 from domain.identity import Actor
 from domain.offers import LIVE
+from domain.sla import Clock, ClockName, ClockStatus, Sla, Targets
 from domain.types import Interval, Money, Point
 from persistence.repositories.audit import created, updated
 from persistence.repositories.market import clash
-from persistence.tables import booking_declines, bookings, offers, provider_skills, provider_zones
+from persistence.repositories.race import insert_or_retry
+from persistence.tables import booking_declines, bookings, offers, provider_skills, provider_zones, sla_policies
 from persistence.unit_of_work import UnitOfWork
 
 _GET = select(bookings).where(bookings.c.id == bindparam("booking"))
@@ -44,6 +49,9 @@ _MUTABLE = (
     "assigned_at",
     "arrived_at",
     "completed_at",
+    "sla",
+    "sla_due_at",
+    "sla_breached",
 )
 _SAVE = (
     update(bookings)
@@ -74,6 +82,8 @@ _WAITING = (
     .limit(100)
 )
 
+_POLICY_COLUMNS = tuple(field.name for field in fields(SlaPolicy))
+
 
 class SqlBookings:
     """See :class:`domain.ports.Bookings`."""
@@ -100,11 +110,11 @@ class SqlBookings:
 
     async def get(self, booking_id: str) -> Booking | None:
         row = (await self._connection.execute(_GET, {"booking": booking_id})).one_or_none()
-        return None if row is None else _booking(row)
+        return None if row is None else booking_of(row)
 
     async def lock(self, booking_id: str) -> Booking | None:
         row = (await self._connection.execute(_LOCK, {"booking": booking_id})).one_or_none()
-        return None if row is None else _booking(row)
+        return None if row is None else booking_of(row)
 
     async def save(self, booking: Booking) -> None:
         values = {f"new_{name}": value for name, value in (_mutable(booking) | updated(self._unit)).items()}
@@ -134,17 +144,17 @@ class SqlBookings:
             query = query.where(bookings.c.status == status.value)
         if before is not None:
             query = query.where(bookings.c.id < literal(before))
-        return [_booking(row) for row in await self._connection.execute(query)]
+        return [booking_of(row) for row in await self._connection.execute(query)]
 
     async def clashes(self, provider_id: str, during: Interval, *, soon: bool, except_id: str) -> bool:
         bound = {"provider": provider_id, "from_": during.start, "until": during.end, "except_": except_id}
         return bool((await self._connection.execute(_CLASH[soon], bound)).scalar_one())
 
     async def under_way(self, provider_id: str) -> Sequence[Booking]:
-        return [_booking(row) for row in await self._connection.execute(_UNDER_WAY, {"provider": provider_id})]
+        return [booking_of(row) for row in await self._connection.execute(_UNDER_WAY, {"provider": provider_id})]
 
     async def committed(self, provider_id: str) -> Sequence[Booking]:
-        return [_booking(row) for row in await self._connection.execute(_COMMITTED, {"provider": provider_id})]
+        return [booking_of(row) for row in await self._connection.execute(_COMMITTED, {"provider": provider_id})]
 
     async def waiting_in_reach_of(self, provider_id: str) -> Sequence[str]:
         return list((await self._connection.execute(_WAITING, {"provider": provider_id})).scalars())
@@ -157,8 +167,40 @@ class SqlBookings:
             row = {"booking_id": booking_id, "provider_id": provider_id}
             await self._connection.execute(insert(booking_declines), row | created(self._unit))
 
+    async def save_sla(self, booking: Booking) -> None:
+        values = _sla_columns(booking.sla) | updated(self._unit)
+        await self._connection.execute(update(bookings).where(bookings.c.id == booking.id).values(values))
 
-def _booking(row: Row[Any]) -> Booking:
+    async def soonest_due(self, zone_id: str | None, now: datetime, limit: int) -> Sequence[Booking]:
+        query = select(bookings).where(bookings.c.sla_due_at > now).order_by(bookings.c.sla_due_at, bookings.c.id)
+        if zone_id is not None:
+            query = query.where(bookings.c.zone_id == zone_id)
+        return [booking_of(row) for row in await self._connection.execute(query.limit(limit))]
+
+    async def sla_policies(self, service_id: str | None = None, zone_id: str | None = None) -> Sequence[SlaPolicy]:
+        query = select(sla_policies)
+        if service_id is not None:
+            query = query.where(sla_policies.c.service_id.in_((service_id, EVERY)))
+        if zone_id is not None:
+            query = query.where(sla_policies.c.zone_id.in_((zone_id, EVERY)))
+        return [_sla_policy(row) for row in await self._connection.execute(query)]
+
+    async def put_sla_policy(self, policy: SlaPolicy) -> SlaPolicy:
+        same = and_(sla_policies.c.service_id == policy.service_id, sla_policies.c.zone_id == policy.zone_id)
+        version = (
+            await self._connection.execute(select(sla_policies.c.version).where(same).with_for_update())
+        ).scalar()
+        policy = replace(policy, version=(version or 0) + 1)
+        values = {name: getattr(policy, name) for name in _POLICY_COLUMNS}
+        if version is None:
+            await insert_or_retry(self._connection, sla_policies, values | created(self._unit))
+        else:
+            await self._connection.execute(update(sla_policies).where(same).values(values | updated(self._unit)))
+        return policy
+
+
+def booking_of(row: Row[Any]) -> Booking:
+    """The booking of a row of the table."""
     return Booking(
         id=row.id,
         status=Status(row.status),
@@ -181,6 +223,7 @@ def _booking(row: Row[Any]) -> Booking:
         assigned_at=row.assigned_at,
         arrived_at=row.arrived_at,
         completed_at=row.completed_at,
+        sla=_sla(row.sla),
     )
 
 
@@ -198,4 +241,56 @@ def _mutable(booking: Booking) -> dict[str, Any]:
         "assigned_at": booking.assigned_at,
         "arrived_at": booking.arrived_at,
         "completed_at": booking.completed_at,
+        **_sla_columns(booking.sla),
     }
+
+
+def _sla_columns(sla: Sla) -> dict[str, Any]:
+    targets = sla.targets
+    document = {
+        "version": sla.version,
+        "targets": targets and [targets.response, targets.arrival, targets.grace, targets.completion],
+        "clocks": {
+            name.value: {
+                "status": clock.status.value,
+                "started_at": clock.started_at,
+                "due_at": clock.due_at,
+                "warned": clock.warned,
+                "paused_at": clock.paused_at,
+                "ended_at": clock.ended_at,
+            }
+            for name, clock in sla.clocks.items()
+        },
+    }
+    return {"sla": document, "sla_due_at": sla.due_at, "sla_breached": sla.breached}
+
+
+def _sla(document: dict[str, Any]) -> Sla:
+    def moment(text: str | None) -> datetime | None:
+        return None if text is None else datetime.fromisoformat(text)
+
+    clocks = {
+        ClockName(name): Clock(
+            status=ClockStatus(clock["status"]),
+            started_at=datetime.fromisoformat(clock["started_at"]),
+            due_at=datetime.fromisoformat(clock["due_at"]),
+            warned=clock["warned"],
+            paused_at=moment(clock["paused_at"]),
+            ended_at=moment(clock["ended_at"]),
+        )
+        for name, clock in document["clocks"].items()
+    }
+    targets = document["targets"]
+    return Sla(None if targets is None else Targets(*targets), clocks, document["version"])
+
+
+def _sla_policy(row: Row[Any]) -> SlaPolicy:
+    return SlaPolicy(
+        row.service_id,
+        row.zone_id,
+        row.response_seconds,
+        row.arrival_seconds,
+        row.grace_seconds,
+        row.completion_seconds,
+        row.version,
+    )

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.factors import Challenge, CodeGuard, Factor, FactorKind, KnownDevice, Purpose
 from persistence.database import Database
-from persistence.tables import challenges, code_guards, devices, factors, recovery_codes
+from persistence.tables import challenges, code_guards, devices, factors, recovery_codes, refresh_tokens
 from persistence.unit_of_work import UnitOfWork
 
 
@@ -149,6 +149,25 @@ async def prune_challenges(database: Database, before: datetime, limit: int = 50
         hashes = sorted((await connection.execute(query)).scalars())
         for token_hash in hashes:
             await connection.execute(delete(challenges).where(challenges.c.token_hash == token_hash))
+        return len(hashes)
+
+    return await database.write(work)
+
+
+async def prune_refresh_tokens(database: Database, before: datetime, limit: int = 500) -> int:
+    """Removes refresh tokens that ended before then, at most so many; returns how many.
+
+    One that has ended is refused whether its row is there or not. The family's own row stays, and so do the used tokens
+    of its last weeks, by which a second use is noticed.
+    """
+    query = select(refresh_tokens.c.token_hash).where(refresh_tokens.c.expires_at < before).limit(limit)
+
+    async def work(connection: AsyncConnection) -> int:
+        hashes = sorted((await connection.execute(query)).scalars())
+        if hashes:
+            # One by one, by primary key: a delete over a range would wait for people who sign in meanwhile.
+            this = delete(refresh_tokens).where(refresh_tokens.c.token_hash == bindparam("ended"))
+            await connection.execute(this, [{"ended": token_hash} for token_hash in hashes])
         return len(hashes)
 
     return await database.write(work)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -31,9 +31,11 @@ from domain.providers import Provider, ProviderStatus, Service, Strategy, Zone
 from domain.types import Interval, Money, Point
 from persistence.geometry import ZoneIndex, area_m2, parse_geometry
 from persistence.repositories.audit import created, updated
+from persistence.repositories.zones import bump, generation, pages
 from persistence.tables import (
     booking_declines,
     bookings,
+    calendars,
     offers,
     provider_skills,
     provider_sockets,
@@ -97,13 +99,19 @@ def _candidates(*, on_demand: bool, soon: bool) -> Select[Any]:
         .scalar_subquery()
     )
     asked = exists().where(offers.c.booking_id == bindparam("except_"), offers.c.provider_id == providers.c.id)
+    has_calendar = exists().where(calendars.c.provider_id == providers.c.id)
     available = (
         providers.c.status == ProviderStatus.ONLINE.value
         if on_demand
         else providers.c.chosen_status != ProviderStatus.OFFLINE.value
     )
     return (
-        select(providers, jobs_today.label("jobs_today"), asked.label("asked"))
+        select(
+            providers,
+            jobs_today.label("jobs_today"),
+            asked.label("asked"),
+            has_calendar.label("has_calendar"),
+        )
         .join(provider_skills, provider_skills.c.provider_id == providers.c.id)
         .join(provider_zones, provider_zones.c.provider_id == providers.c.id)
         .where(
@@ -168,11 +176,20 @@ class SqlMarket:
             "strategy": zone.strategy.value,
             "priority": zone.priority,
         }
-        await self._connection.execute(insert(zones), row | created(self._unit))
+        await self._connection.execute(insert(zones), row | {"version": 1} | created(self._unit))
+        await bump(self._connection, 1)
         self._index.forget()
 
     async def zone_at(self, place: Point) -> Zone | None:
-        return await self._index.locate(place, self.zones)
+        return await self._index.locate(place, self)
+
+    async def generation(self) -> int:
+        """See :class:`persistence.geometry.ZoneSource`."""
+        return await generation(self._connection)
+
+    def pages(self) -> AsyncIterator[Sequence[tuple[Zone, str]]]:
+        """See :class:`persistence.geometry.ZoneSource`."""
+        return pages(self._connection)
 
     async def add_provider(self, provider: Provider, skills: Collection[str], zones: Collection[str]) -> None:
         row = {"id": provider.id, "organisation_id": provider.organisation_id} | _provider_row(provider)
@@ -186,14 +203,16 @@ class SqlMarket:
 
     async def provider(self, provider_id: str) -> Provider | None:
         row = (await self._connection.execute(_PROVIDER, {"provider": provider_id})).one_or_none()
-        return None if row is None else _provider(row)
+        return None if row is None else provider_of(row)
 
     async def lock_provider(self, provider_id: str) -> Provider | None:
         row = (await self._connection.execute(_LOCK_PROVIDER, {"provider": provider_id})).one_or_none()
-        return None if row is None else _provider(row)
+        return None if row is None else provider_of(row)
 
     async def providers(self) -> Sequence[Provider]:
-        return [_provider(row) for row in await self._connection.execute(select(providers).order_by(providers.c.name))]
+        return [
+            provider_of(row) for row in await self._connection.execute(select(providers).order_by(providers.c.name))
+        ]
 
     async def save_provider(self, provider: Provider) -> None:
         await self._connection.execute(
@@ -214,7 +233,7 @@ class SqlMarket:
                 "next_day": day + timedelta(days=1),
             },
         )
-        return [Candidate(_provider(row), row.jobs_today, bool(row.asked)) for row in rows]
+        return [Candidate(provider_of(row), row.jobs_today, bool(row.asked), bool(row.has_calendar)) for row in rows]
 
     async def hold_socket(self, provider_id: str, node_id: str, until: datetime) -> None:
         row = {"provider_id": provider_id, "node_id": node_id, "expires_at": until}
@@ -255,7 +274,8 @@ def _zone(row: Row[Any]) -> Zone:
     return Zone(row.id, row.name, row.geometry, row.area_m2, Strategy(row.strategy), row.priority)
 
 
-def _provider(row: Row[Any]) -> Provider:
+def provider_of(row: Row[Any]) -> Provider:
+    """The provider of a row of the table."""
     return Provider(
         id=row.id,
         organisation_id=row.organisation_id,

@@ -3,6 +3,7 @@ import { createBookingCard } from './booking-card.js';
 import { h, icon, once, setText, show } from './dom.js';
 import { createFeed } from './feed.js';
 import { createMap, mapLegend } from './map.js';
+import { createRisks } from './risk.js';
 import { code, isActive, isTracked, nameOf, PRESENCE, problem, statusOf } from './words.js';
 
 const COUNTERS = [
@@ -13,6 +14,8 @@ const COUNTERS = [
   { id: 'completed', label: 'Completed', tone: 'done', statuses: ['completed'] },
   { id: 'trouble', label: 'Stopped', tone: 'bad', statuses: ['unfulfilled', 'cancelled', 'no_show', 'disputed'] },
 ];
+/** Heat is asked for in so many zones; the others show it once it moves. */
+const HEATED = 20;
 /** Positions come on each booking's own channel; this many are followed at once. */
 const FOLLOWED = 40;
 
@@ -42,6 +45,7 @@ export function adminView(person) {
   );
   const map = createMap({ label: 'The zone with bookings and providers', height: 300, testid: 'admin-map' });
   const crew = h('ul', { class: 'crew', 'aria-label': 'Providers', 'data-testid': 'admin-providers' });
+  const risks = createRisks({ now: () => client.serverNow(), open: select });
   const detailPlace = h('div', { 'data-testid': 'admin-detail' });
   const feed = createFeed({
     providerName: (id) => providers.get(id)?.name ?? 'a provider',
@@ -62,6 +66,7 @@ export function adminView(person) {
       ]),
     ),
     crew,
+    risks.element,
     detailPlace,
     feed.element,
   );
@@ -175,12 +180,40 @@ export function adminView(person) {
     follow(booking);
   }
 
+  // --- where demand and supply are
+
+  /** @type {Map<string, { version: number, cells: any[] }>} */
+  const cells = new Map();
+
+  function heat({ zone_id: id, version = 0, cells: found }) {
+    if ((cells.get(id)?.version ?? -1) > version) return;
+    cells.set(id, { version, cells: found });
+    map.setCells([...cells.values()].flatMap((zone) => zone.cells));
+  }
+
+  function askForHeat(zones) {
+    cells.clear();
+    for (const { id } of zones) {
+      client
+        .call('zone.heat', { zone_id: id })
+        .then(heat)
+        .catch(() => undefined);
+    }
+  }
+
+  const heatChannel = client.channel('admin:zones');
+  heatChannel.on('zone.heat_updated', ({ data }) => heat(data));
+  heatChannel.subscribe().catch(() => undefined);
+
   // --- what is heard
 
   const channel = client.channel('admin:bookings');
   channel.on('snapshot', ({ state, gap }) => {
     if (!state) return;
     map.setZones(state.zones);
+    askForHeat(state.zones.slice(0, HEATED));
+    risks.clear();
+    for (const booking of state.bookings) risks.put(booking.id, booking.sla);
     providers.clear();
     for (const provider of state.providers) providers.set(provider.id, provider);
     bookings.replaceAll(state.bookings);
@@ -194,7 +227,9 @@ export function adminView(person) {
   });
   channel.on('*', (event) => {
     if (event.data.booking) bookings.put(event.data.booking);
-    if (/^(booking|offer|dispute)\./.test(event.type)) feed.add(event);
+    const sla = event.data.sla ?? event.data.booking?.sla;
+    if (sla) risks.put(event.data.booking_id, sla);
+    if (/^(booking|offer|dispute|sla)\./.test(event.type)) feed.add(event);
   });
 
   // Presence is not kept for whoever is away, so it is asked for again.
@@ -219,6 +254,7 @@ export function adminView(person) {
     element,
     dispose() {
       detail?.dispose();
+      risks.dispose();
       feed.dispose();
     },
   };

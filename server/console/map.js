@@ -34,6 +34,7 @@ const NUDGE_METRES = 60;
  */
 export function createMap({ label, width = 480, height = 300, testid, onpick }) {
   const land = svg('g', { class: 'map-zones' });
+  const heat = svg('g', { class: 'map-heat', 'aria-hidden': 'true' });
   const grid = svg('path', { class: 'map-grid', 'aria-hidden': 'true' });
   const route = svg('path', { class: 'map-route', 'aria-hidden': 'true' });
   const markers = svg('g', { class: 'map-markers' });
@@ -48,6 +49,7 @@ export function createMap({ label, width = 480, height = 300, testid, onpick }) 
       ...(onpick ? { tabindex: 0, role: 'application', onclick: clicked, onkeydown: pressed } : { role: 'group' }),
     },
     land,
+    heat,
     grid,
     scale,
     route,
@@ -55,6 +57,8 @@ export function createMap({ label, width = 480, height = 300, testid, onpick }) 
   );
   /** @type {{ id: string, name: string, geometry: any }[]} */
   let zones = [];
+  /** @type {{ cell: string, demand: number, supply: number, outline: number[][] }[]} */
+  let cells = [];
   /** @type {Map<string, { marker: Marker, element: SVGElement }>} */
   const shown = new Map();
   let view = { west: 0, north: 0, perLon: 1, perLat: 1 };
@@ -87,9 +91,20 @@ export function createMap({ label, width = 480, height = 300, testid, onpick }) 
     land.replaceChildren(
       ...zones.flatMap((zone) => outlines(zone.geometry).map((rings) => svg('path', { class: 'zone', d: path(rings) }))),
     );
+    drawHeat();
     drawScale();
     drawRoute();
     for (const { marker, element } of shown.values()) place(element, marker.at);
+  }
+
+  /** Cells where more is wanted than is there are warm, the others cool; the more, the denser. */
+  function drawHeat() {
+    heat.replaceChildren(
+      ...cells.map(({ demand, supply, outline }) => {
+        const density = 0.12 + 0.1 * Math.min(5, Math.abs(demand - supply));
+        return svg('path', { d: path([outline]), 'data-tone': demand > supply ? 'bad' : 'done', 'fill-opacity': density.toFixed(2) });
+      }),
+    );
   }
 
   /** @param {number[][][]} rings */
@@ -184,6 +199,11 @@ export function createMap({ label, width = 480, height = 300, testid, onpick }) 
     setZones(list) {
       zones = list;
       frame(list.flatMap((zone) => outlines(zone.geometry).flat(2)).map(([lon, lat]) => ({ lat, lon })));
+    },
+    /** @param {typeof cells} list H3 cells with demand or supply; others go. */
+    setCells(list) {
+      cells = list;
+      drawHeat();
     },
     /** Whether a point lies on a zone: a hint for the eye; the server decides. @param {Point} point */
     covers(point) {

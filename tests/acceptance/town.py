@@ -37,7 +37,7 @@ class Town:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            await self._tidy()
+            await end_all_bookings(self.rest, self.tokens[ADMIN])
         except Exception:
             # A test that failed may have left no server to tidy up with; its own error is the one to show.
             if error is None:
@@ -80,25 +80,26 @@ class Town:
         assert isinstance(after, dict)
         return after
 
-    async def _tidy(self) -> None:
-        token = self.tokens[ADMIN]
-        for status in ACTIVE:
-            listed = await self.rest.command("booking.list", {"status": status, "limit": 100}, token)
-            for booking in listed.body["bookings"]:
-                await self._end(booking)
 
-    async def _end(self, booking: JSON) -> None:
-        if booking["status"] not in ("in_progress", "paused"):
-            params = {"booking_id": booking["id"], "reason": "the test is over"}
-            await self.rest.command("booking.cancel", params, self.tokens[ADMIN], new_key())
-            return
-        for email in PROVIDERS:
-            for to in ("in_progress", "completed"):
-                current = (
-                    await self.rest.command("booking.get", {"booking_id": booking["id"]}, self.tokens[ADMIN])
-                ).body["booking"]
-                params = {"booking_id": booking["id"], "to": to, "version": current["version"]}
-                await self.rest.command("booking.transition", params, self.tokens[email], new_key())
+async def end_all_bookings(rest: Rest, token: str) -> None:
+    """Cancels every open booking or, where it is too late for that, has it completed. The token is an admin's."""
+    for status in ACTIVE:
+        listed = await rest.command("booking.list", {"status": status, "limit": 100}, token)
+        for booking in listed.body["bookings"]:
+            await _end(rest, token, booking)
+
+
+async def _end(rest: Rest, token: str, booking: JSON) -> None:
+    if booking["status"] not in ("in_progress", "paused"):
+        params = {"booking_id": booking["id"], "reason": "the test is over"}
+        await rest.command("booking.cancel", params, token, new_key())
+        return
+    for email in PROVIDERS:
+        provider = str((await rest.login(email))["access_token"])
+        for to in ("in_progress", "completed"):
+            current = (await rest.command("booking.get", {"booking_id": booking["id"]}, token)).body["booking"]
+            params = {"booking_id": booking["id"], "to": to, "version": current["version"]}
+            await rest.command("booking.transition", params, provider, new_key())
 
 
 async def refusal(socket: Socket, method: str, params: JSON | None = None) -> JSON:

@@ -27,6 +27,7 @@ from domain.events import Audience, Event, EventClass
 from domain.identity import Actor, Membership, MembershipRole, Role, User
 from domain.policy import Policy
 from domain.providers import Provider, ProviderStatus, Service, Strategy, Zone
+from domain.security import AuditEntry
 from domain.types import JSON, Money, Origin, Point, new_id
 from persistence import tables
 from persistence.database import Database, DatabaseOptions
@@ -122,7 +123,10 @@ class Marketplace:
         self.database = database
         self.clock = SettableClock()
         self.policy = policy or Policy()
-        self.transactions: Transactions[SqlUnitOfWork] = Transactions(database, self.clock, Units(ZoneIndex()))
+        self.attested: list[AuditEntry] = []
+        self.transactions: Transactions[SqlUnitOfWork] = Transactions(
+            database, self.clock, Units(ZoneIndex()), on_attested=self.attested.extend
+        )
         self.announcer = RecordingAnnouncer()
         self.desk = Desk(COMMANDS, self.transactions, self.policy)
         self.desk.announcer = self.announcer

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -30,6 +31,7 @@ from domain.second_factor import (
     SendParams,
     VerifyParams,
 )
+from domain.security import AuditEntry
 from domain.sign_ins import IdentityPorts, SessionPolicy, SignIns
 from domain.types import JSON, Origin
 from persistence import tables
@@ -111,16 +113,17 @@ class LetterBox:
 
 
 class Noted:
-    """Security events in order."""
+    """Security events in order; what was attested in transactions is in ``attested``."""
 
-    def __init__(self) -> None:
+    def __init__(self, attested: Sequence[AuditEntry]) -> None:
         self.events: list[tuple[str, str | None, JSON]] = []
+        self.attested = attested
 
     async def record(self, kind: str, user_id: str | None, details: JSON) -> None:
         self.events.append((kind, user_id, details))
 
     def kinds(self) -> list[str]:
-        return [kind for kind, _, _ in self.events]
+        return [kind for kind, _, _ in self.events] + [entry.kind for entry in self.attested]
 
 
 class Office:
@@ -133,7 +136,7 @@ class Office:
         self.vault = BindingVault()
         self.codes = TimeBasedCodes()
         self.letters = LetterBox()
-        self.security = Noted()
+        self.security = Noted(market.attested)
         ports = IdentityPorts(
             transactions=market.transactions,
             passwords=self.passwords,

@@ -18,6 +18,8 @@ from domain.sign_ins import TOKEN_PREFIX, successor_of
 from domain.types import JSON
 from persistence import tables
 from persistence.repositories import SqlUnitOfWork
+from persistence.repositories.identity import prune_refresh_tokens
+from server.workers import ENDED_TOKENS_DAYS, Pruner
 from tests.domain.marketplace import ORIGIN, Marketplace, refusal, refused
 from tests.domain.office import PASSWORD, Office
 
@@ -245,6 +247,36 @@ async def test_sliding_never_passes_the_absolute_end(office: Office) -> None:
     token = await office.refresh(token)
     office.market.clock.advance(0.001)
     assert await office.outcome(token) == "invalid_token"
+
+
+async def test_ended_tokens_are_forgotten_in_batches_and_living_families_go_on(office: Office) -> None:
+    token = await office.signed_in()
+    history = [token]
+    for _ in range(8):
+        office.clock.advance(10 * DAY)
+        history.append(await office.refresh(history[-1]))
+    stop = asyncio.Event()
+    pruner = Pruner(office.market.database, office.clock, log_hours=72, log_entries=100, key_hours=24)
+    before = office.clock.now() - timedelta(days=ENDED_TOKENS_DAYS)
+    counts = [await prune_refresh_tokens(office.market.database, before, limit=2) for _ in range(4)]
+    assert counts == [2, 2, 1, 0], "issued more than 37 days ago: five of nine"
+    await pruner.run_once(stop)
+    kept = {row.token_hash for row in await office.market.rows(select(tables.refresh_tokens.c.token_hash))}
+    assert kept == set(map(token_hash, history[5:]))
+
+    # What is forgotten is refused as what has ended was; what is left still shows a second use.
+    newest = await office.refresh(history[-1])
+    assert await refused(office.refresh(history[0])) == "invalid_token"
+    newest = await office.refresh(newest)
+    office.clock.advance(60)
+    assert await refused(office.refresh(history[-1])) == "invalid_token"
+    assert await refused(office.refresh(newest)) == "invalid_token", "the family has ended"
+    assert await office.reasons() == ["reuse"]
+
+    office.clock.advance(100 * DAY)
+    await pruner.run_once(stop)
+    assert await office.market.rows(select(tables.refresh_tokens.c.token_hash)) == []
+    assert await office.reasons() == ["reuse"], "that there was such a sign-in stays known"
 
 
 @pytest.mark.parametrize("token", ["", "fxr_", "fxr_AAAA", "' OR 1=1 --", "x" * 256])

@@ -362,8 +362,9 @@ def _capacities(actor: Actor | None, method: str, before: Known, after: Known) -
 
 
 @pytest.mark.timeout(600)  # shrinking a failure takes its time
+@pytest.mark.parametrize("examples", [20, pytest.param(400, marks=pytest.mark.soak)])
 def test_bookings_keep_to_their_table_whatever_people_do(
-    sqlite_template: bytes, monkeypatch: pytest.MonkeyPatch
+    sqlite_template: bytes, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:
     class Machine(MarketplaceMachine):
         template = sqlite_template
@@ -373,7 +374,7 @@ def test_bookings_keep_to_their_table_whatever_people_do(
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=40,
+            max_examples=examples,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -15,11 +15,11 @@ from domain.commands import Mode
 from domain.context import Context
 from domain.events import Audience, Event, EventClass
 from domain.identity import Actor, Role
-from domain.types import JSON
+from domain.types import JSON, Point
 from domain.views import View
-from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, north_of
+from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, north_of, square
 
-IRREGULAR_PAST = {"en_route", "made", "sent", "withdrawn", "rescue_needed", "no_show_recorded"}
+IRREGULAR_PAST = {"en_route", "met", "made", "sent", "withdrawn", "rescue_needed", "no_show_recorded", "held"}
 
 
 class Play:
@@ -55,7 +55,9 @@ class Play:
         await self._scheduled_job(customer, operator, second)
         await self._search_in_vain(customer, first, second)
         await self._join_and_leave(customer, first)
+        await self._plan(customer, second)
         await self._administer(customer)
+        await self._watch_the_map(operator, first)
         for method in ("service.list", "zone.list", "booking.list"):
             await self.call(customer, method)
         await self.call(operator, "provider.list")
@@ -123,6 +125,56 @@ class Play:
         leaver = await market.member(firm)
         await self.call(boss, "member.remove", **here, user_id=leaver.user_id)
 
+    async def _plan(self, customer: Actor, firm: Firm) -> None:
+        theirs = {"provider_id": firm.provider_id}
+        rule = {"rrule": "FREQ=DAILY", "tzid": "Europe/London", "dtstart": "2026-01-01T09:00", "duration_minutes": 180}
+        await self.call(firm.person, "availability.set_rules", **theirs, rules=[rule], version=0)
+        day = START + timedelta(days=7)
+        when = {"start": day.isoformat(), "end": (day + timedelta(hours=1)).isoformat()}
+        closed = {"kind": "closed", "note": "dentist"}
+        added = await self.call(firm.person, "availability.add_exception", **theirs, **closed, **when)
+        anywhere = {"service_id": "plumbing", "zone_id": "camden"}
+        question = {"from": day.isoformat(), "to": (day + timedelta(hours=4)).isoformat()}
+        free = await self.call(customer, "availability.slots", **anywhere, **question, limit=1)
+        start = free["slots"][0]["start"]
+        held = await self.call(customer, "slot.hold", **anywhere, start=start)
+        await self.call(customer, "slot.release", hold_id=held["hold"]["id"])
+        held = await self.call(customer, "slot.hold", **anywhere, start=start)
+        await self.book(customer, kind="scheduled", hold_id=held["hold"]["id"])
+        held = await self.call(customer, "slot.hold", **anywhere, start=(day + timedelta(hours=26)).isoformat())
+        await self.call(firm.person, "availability.get", **theirs, **question)
+        await self.call(firm.person, "availability.remove_exception", exception_id=added["exception"]["id"])
+        await self._bring_along(firm)
+        await self._repeat(customer, firm, rule)
+
+    async def _bring_along(self, firm: Firm) -> None:
+        theirs = {"provider_id": firm.provider_id}
+        await self.call(firm.person, "calendar.issue_feed")
+        await self.call(firm.person, "calendar.revoke_feed", **theirs)
+        empty = "BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:x\r\nEND:VCALENDAR\r\n"
+        brought = await self.call(firm.person, "calendar.import", **theirs, name="Home", ics=empty)
+        await self.call(firm.person, "calendar.subscribe", **theirs, name="Work", url="https://example.test/a.ics")
+        await self.call(firm.person, "calendar.list_sources", **theirs)
+        await self.call(firm.person, "calendar.remove_source", source_id=brought["source"]["id"])
+
+    async def _repeat(self, customer: Actor, firm: Firm, rule: JSON) -> None:
+        work = {"service_id": "plumbing", "location": CENTRE.view(), "provider_id": firm.provider_id}
+        weekly = rule | {
+            "rrule": "FREQ=WEEKLY;UNTIL=20270101T000000Z",
+            "dtstart": "2026-12-05T10:00",
+            "duration_minutes": 60,
+        }
+        late = rule | {"rrule": "FREQ=DAILY;COUNT=3", "dtstart": "2026-12-06T20:00"}
+        first = (await self.call(customer, "series.create", **work, recurrence=weekly))["series"]["id"]
+        second = (await self.call(customer, "series.create", **work, recurrence=late))["series"]["id"]
+        await self.market.advance(1)
+        (begun, *_) = (await self.call(customer, "series.get", series_id=first))["instances"]
+        this = {"scope": "this", "recurrence_id": begun["recurrence_id"], "start": "2026-12-05T09:00:00Z"}
+        version = (await self.call(customer, "series.get", series_id=first))["series"]["version"]
+        await self.call(customer, "series.edit", series_id=first, version=version, **this)
+        await self.call(customer, "series.cancel", series_id=second, scope="all")
+        await self.call(customer, "series.list")
+
     async def _administer(self, customer: Actor) -> None:
         admin = await self.market.operator(Role.ADMIN)
         pilot = {"state": "pilot", "percentage": 50, "roles": ["dispatcher"], "organisations": ["o"]}
@@ -133,6 +185,26 @@ class Play:
         await self.call(customer, "flag.evaluate", flags=["new-map", "unheard-of"])
         await self.call(admin, "user.sign_out", user_id=customer.user_id, reason="lost phone")
         await self.call(admin, "audit.list", limit=3)
+
+    async def _watch_the_map(self, operator: Actor, firm: Firm) -> None:
+        market, zone = self.market, {"zone_id": "camden"}
+        outline = {"type": "Feature", "id": "isle", "geometry": square(Point(-40.0, -40.0), 0.1)}
+        await self.call(operator, "zone.import", collection={"type": "FeatureCollection", "features": [outline]})
+        await self.call(operator, "zone.metrics", **zone)
+        await self.call(operator, "zone.recount", **zone)
+        await self.call(firm.person, "zone.metrics", **zone)
+        waiting = await self.book(await market.customer())
+        await self.call(operator, "zone.recount", **zone)
+        await self.call(operator, "zone.heat", **zone, resolution=9)
+        await self.call(operator, "sla.set_policy", **zone, grace_seconds=60)
+        await self.call(operator, "sla.list_policies")
+        await self.call(operator, "sla.get_policy", **zone, service_id="plumbing")
+        await self.call(operator, "sla.at_risk", **zone)
+        await self.call(operator, "route.plan", provider_id=firm.provider_id)
+        await self.call(operator, "booking.assign", booking_id=waiting, provider_id=firm.provider_id)
+        await self.work(firm, waiting, "en_route")
+        await self.call(firm.person, "route.plan")
+        await market.advance(3600)
 
     async def _search_in_vain(self, customer: Actor, first: Firm, second: Firm) -> None:
         market = self.market
@@ -218,7 +290,7 @@ def test_names_are_subject_dot_word() -> None:
 
 def test_commands_are_imperative_and_events_past() -> None:
     for name in COMMANDS:
-        assert not name.endswith("ed"), name
+        assert not name.endswith("ed") or name.endswith("eed"), name
     for name in EVENTS:
         word = name.partition(".")[2]
         assert word.endswith("ed") or word in IRREGULAR_PAST, name
@@ -249,6 +321,7 @@ def test_every_event_has_a_channel_that_carries_it(name: str) -> None:
 async def test_every_timer_of_the_domain_has_a_handler(market: Marketplace) -> None:
     firm = await market.firm()
     customer = await market.customer()
+    await market.job(customer, await market.firm(rating=5.0), "en_route")
     await market.book(customer)
     await market.advance(0)
 
@@ -256,6 +329,12 @@ async def test_every_timer_of_the_domain_has_a_handler(market: Marketplace) -> N
         await availability.socket_closed(ctx, firm.provider_id, "node")
 
     await market.as_system(close)
+    rule = {"rrule": "FREQ=DAILY", "tzid": "UTC", "dtstart": "2026-01-01T09:00", "duration_minutes": 180}
+    await market.call(firm.person, "availability.set_rules", provider_id=firm.provider_id, rules=[rule], version=0)
+    anywhere = {"service_id": "plumbing", "zone_id": "camden"}
+    await market.call(customer, "slot.hold", **anywhere, start=(START + timedelta(days=1)).isoformat())
+    wish = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": rule | {"dtstart": "2030-01-01T09:00"}}
+    await market.call(customer, "series.create", **wish)
     kinds = {name.partition(":")[0] for name in await market.timer_names()}
     await market.advance(605)
     kinds |= {name.partition(":")[0] for name in await market.timer_names()}

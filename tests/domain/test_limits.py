@@ -10,9 +10,10 @@ import pytest
 from domain.accounts import Register
 from domain.credentials import ConfirmResetParams, ResetParams
 from domain.errors import FixnadoError, TooManyRequests
+from domain.letters import Medium
 from domain.limits import LimitPolicy, Rate, account_key
 from domain.networks import line_of, network_of
-from domain.second_factor import SendParams, VerifyParams
+from domain.second_factor import EnrolParams, SendParams, VerifyParams
 from domain.types import Origin
 from tests.domain.marketplace import Marketplace, refusal, refused
 from tests.domain.office import ANN, PASSWORD, Office, from_address
@@ -158,6 +159,30 @@ async def test_resets_of_one_account_are_bounded_from_wherever_they_are_asked(of
     assert len(office.letters.letters) == 6
     office.clock.advance(900)
     await office.reset_token()
+
+
+async def test_strangers_who_ask_for_resets_do_not_keep_the_owner_from_codes(office: Office) -> None:
+    actor = await office.person()
+    await office.second_factor.enrol(actor, EnrolParams(method="email"), OWNER)
+    for number in range(20):
+        stranger = from_address(f"192.0.2.{number}")
+        await asyncio.gather(office.credentials.request_reset(ResetParams(email=ANN), stranger), return_exceptions=True)
+    given = await office.second_factor.enrol(actor, EnrolParams(method="email"), OWNER)
+    assert given["sent_to"], "one's own code is sent at once"
+
+
+async def test_messages_asked_for_from_one_address_are_bounded_whoever_they_go_to(office: Office) -> None:
+    sent = 0
+    for number in range(30):
+        actor = await office.person(f"mule{number}@example.test")
+        for _ in range(3):
+            try:
+                params = EnrolParams(method="sms", phone=f"+4477009{number:05}")
+                await office.second_factor.enrol(actor, params, STRANGER)
+                sent += 1
+            except TooManyRequests:
+                pass
+    assert sent == len([one for one in office.letters.letters if one.medium is Medium.SMS]) == 51
 
 
 def test_keys_of_a_limiter_hold_no_address_of_a_person() -> None:

@@ -18,9 +18,9 @@ from domain.catalogue import COMMANDS
 from domain.commands import Command, Mode, Who, allowed, validated
 from domain.errors import FixnadoError, InvalidParams
 from domain.identity import Actor, MembershipRole, Permission, Role
-from domain.types import JSON
+from domain.types import JSON, Point
 from persistence import tables
-from tests.domain.marketplace import CENTRE, ORIGIN, Marketplace, refusal
+from tests.domain.marketplace import CENTRE, ORIGIN, Firm, Marketplace, refusal, square
 
 CUSTOMER, PROVIDER, UNATTACHED, OPERATIONS, ADMIN = "customer", "provider", "unattached", "operations", "admin"
 """A customer; a provider's person of another tenant; one whose membership is gone; staff."""
@@ -41,8 +41,9 @@ NOWHERE = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 @dataclass(frozen=True)
 class Ids:
-    """Somebody's booking, its live offer, the provider that was asked, its organisation, a technician of it, and an
-    invitation to it.
+    """Somebody's booking, its live offer, the provider that was asked, its organisation, a technician of it, an
+    invitation to it, an exception in its calendar, a customer's hold on its time, that customer's
+    series, and a source of busy times.
     """
 
     booking: str
@@ -51,8 +52,14 @@ class Ids:
     organisation: str = NOWHERE
     user: str = NOWHERE
     invitation: str = NOWHERE
+    exception: str = NOWHERE
+    hold: str = NOWHERE
+    series: str = NOWHERE
+    source: str = NOWHERE
+    calendar: int = 0
     version: int = 2
     start: str = "2026-12-01T10:00:00Z"
+    zone: str = NOWHERE
 
 
 NOTHING = Ids(NOWHERE, NOWHERE, NOWHERE)
@@ -80,6 +87,12 @@ class Rule:
 
 _create = {"service_id": "plumbing", "kind": "on_demand", "location": CENTRE.view(), "key": "k"}
 _fix = CENTRE.view() | {"fix_at": "2026-11-24T09:00:00Z"}
+_far_away = square(Point(-40.0, -40.0), 0.1)
+_zone = {"type": "FeatureCollection", "features": [{"type": "Feature", "id": "z", "geometry": _far_away}]}
+_later = "2026-12-01T12:00:00Z"
+_anywhere = {"service_id": "plumbing", "zone_id": "camden"}
+_weekly = {"rrule": "FREQ=WEEKLY", "tzid": "UTC", "dtstart": "2030-01-01T09:00", "duration_minutes": 60}
+_calendar_text = "BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:x\r\nEND:VCALENDAR\r\n"
 _everybody = frozenset(ROLES)
 _admin = frozenset({ADMIN})
 
@@ -111,6 +124,16 @@ RULES: Mapping[str, Rule] = {
     "location.publish": Rule(lambda _: _fix, frozenset({PROVIDER}), about_others=False),
     "service.list": Rule(lambda _: {}, _everybody, about_others=False),
     "zone.list": Rule(lambda _: {}, _everybody, about_others=False),
+    "zone.import": Rule(lambda _: {"collection": _zone, "key": "k"}, STAFF, about_others=False, members=NOBODY),
+    # Others than staff must cover the zone, see test_zone_metrics; here it is one that nobody covers.
+    "zone.metrics": Rule(lambda ids: {"zone_id": ids.zone}, STAFF, members=NOBODY),
+    "zone.heat": Rule(lambda ids: {"zone_id": ids.zone}, STAFF, members=NOBODY),
+    "zone.recount": Rule(lambda ids: {"zone_id": ids.zone}, STAFF, members=NOBODY),
+    "sla.at_risk": Rule(lambda ids: {"zone_id": ids.zone}, STAFF, members=NOBODY),
+    "sla.list_policies": Rule(lambda _: {}, STAFF, about_others=False, members=NOBODY),
+    "sla.get_policy": Rule(lambda ids: {"service_id": "plumbing", "zone_id": ids.zone}, STAFF, members=NOBODY),
+    "sla.set_policy": Rule(lambda _: {"response_seconds": 60, "key": "k"}, STAFF, about_others=False, members=NOBODY),
+    "route.plan": Rule(lambda ids: {"provider_id": ids.provider}, STAFF),
     "provider.list": Rule(lambda _: {}, STAFF, about_others=False, members=NOBODY),
     "organisation.list": Rule(lambda _: {}, _everybody, about_others=False),
     "organisation.get": Rule(lambda ids: {"organisation_id": ids.organisation}, STAFF),
@@ -142,6 +165,59 @@ RULES: Mapping[str, Rule] = {
     "invitation.revoke": Rule(lambda ids: {"invitation_id": ids.invitation, "key": "k"}, _admin, members=MANAGERS),
     # Whoever shows the token decides, not a role; see test_organisations.
     "invitation.accept": Rule(lambda _: {"token": "fxi_guessed", "key": "k"}, NOBODY, members=NOBODY),
+    "availability.get": Rule(lambda ids: {"provider_id": ids.provider}, STAFF),
+    "availability.set_rules": Rule(
+        lambda ids: {"provider_id": ids.provider, "rules": [], "version": ids.calendar, "key": "k"},
+        _admin,
+        members=MANAGERS,
+    ),
+    "availability.add_exception": Rule(
+        lambda ids: {"provider_id": ids.provider, "kind": "closed", "start": ids.start, "end": _later, "key": "k"},
+        _admin,
+        members=MANAGERS,
+    ),
+    "availability.remove_exception": Rule(
+        lambda ids: {"exception_id": ids.exception, "key": "k"}, _admin, members=MANAGERS
+    ),
+    "availability.slots": Rule(
+        lambda ids: _anywhere | {"from": ids.start, "to": _later}, _everybody, about_others=False
+    ),
+    "slot.hold": Rule(
+        lambda ids: _anywhere | {"start": ids.start, "key": "k"},
+        frozenset({CUSTOMER}),
+        about_others=False,
+        members=NOBODY,
+    ),
+    "slot.release": Rule(lambda ids: {"hold_id": ids.hold, "key": "k"}, NOBODY, members=NOBODY),
+    "calendar.issue_feed": Rule(lambda ids: {"provider_id": ids.provider}, NOBODY),
+    "calendar.revoke_feed": Rule(lambda ids: {"provider_id": ids.provider}, NOBODY),
+    "calendar.import": Rule(
+        lambda ids: {"provider_id": ids.provider, "name": "Home", "ics": _calendar_text, "key": "k"},
+        _admin,
+        members=MANAGERS,
+    ),
+    "calendar.subscribe": Rule(
+        lambda ids: {"provider_id": ids.provider, "name": "Home", "url": "https://example.test/a.ics", "key": "k"},
+        _admin,
+        members=MANAGERS,
+    ),
+    "calendar.list_sources": Rule(lambda ids: {"provider_id": ids.provider}, STAFF),
+    "calendar.remove_source": Rule(lambda ids: {"source_id": ids.source, "key": "k"}, _admin, members=MANAGERS),
+    "series.create": Rule(
+        lambda _: {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": _weekly, "key": "k"},
+        frozenset({CUSTOMER}),
+        about_others=False,
+        members=NOBODY,
+    ),
+    "series.get": Rule(lambda ids: {"series_id": ids.series}, STAFF, members=NOBODY),
+    "series.list": Rule(lambda _: {}, frozenset({CUSTOMER}), about_others=False, members=NOBODY),
+    # A series is its customer's alone.
+    "series.edit": Rule(
+        lambda ids: {"series_id": ids.series, "version": 1, "scope": "all", "recurrence": _weekly, "key": "k"},
+        NOBODY,
+        members=NOBODY,
+    ),
+    "series.cancel": Rule(lambda ids: {"series_id": ids.series, "scope": "all", "key": "k"}, NOBODY, members=NOBODY),
     "flag.evaluate": Rule(lambda _: {"flags": ["new-map"]}, _everybody, about_others=False),
     "flag.list": Rule(lambda _: {}, STAFF, about_others=False, members=NOBODY),
     "flag.set": Rule(
@@ -179,7 +255,26 @@ async def somebodys(market: Marketplace, *, scheduled: bool = False) -> Ids:
     technician = await market.member(firm)
     invitation_id, _ = await market.invitation(firm, "waiting@example.test")
     offer_id = await market.offer_id(firm, booking_id)
-    return Ids(booking_id, offer_id, firm.provider_id, firm.organisation_id, technician.user_id, invitation_id)
+    things = await _calendar(market, customer, firm)
+    zone_id = await market.zone("uncovered", centre=Point(30.0, 30.0))
+    ids = Ids(booking_id, offer_id, firm.provider_id, firm.organisation_id, technician.user_id, invitation_id, *things)
+    return replace(ids, zone=zone_id)
+
+
+async def _calendar(market: Marketplace, customer: Actor, firm: Firm) -> tuple[str, str, str, str, int]:
+    """Rules for the firm; an exception, a hold, a series, a source, and the version of its calendar."""
+    rule = {"rrule": "FREQ=DAILY", "tzid": "UTC", "dtstart": "2026-01-01T09:00", "duration_minutes": 180}
+    theirs = {"provider_id": firm.provider_id}
+    await market.call(firm.person, "availability.set_rules", **theirs, rules=[rule], version=0)
+    when = {"start": "2027-01-01T10:00:00Z", "end": "2027-01-01T11:00:00Z"}
+    added = await market.call(firm.person, "availability.add_exception", **theirs, kind="closed", **when)
+    wanted = theirs | _anywhere | {"start": "2026-12-02T10:00:00Z"}
+    held = await market.call(customer, "slot.hold", **wanted)
+    wish = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": _weekly}
+    series = await market.call(customer, "series.create", **wish)
+    brought = await market.call(firm.person, "calendar.subscribe", **theirs, name="Work", url="https://example.test/w")
+    ids = added["exception"]["id"], held["hold"]["id"], series["series"]["id"], brought["source"]["id"]
+    return *ids, added["version"]
 
 
 async def own(market: Marketplace, role: str) -> tuple[Actor, Ids]:
@@ -191,6 +286,7 @@ async def own(market: Marketplace, role: str) -> tuple[Actor, Ids]:
     person = await market.member(firm, MembershipRole(role))
     technician = await market.member(firm)
     invitation_id, _ = await market.invitation(firm, "waiting@example.test")
+    things = await _calendar(market, customer, firm)
     ids = Ids(
         booking_id,
         await market.offer_id(firm, asked),
@@ -198,7 +294,8 @@ async def own(market: Marketplace, role: str) -> tuple[Actor, Ids]:
         firm.organisation_id,
         technician.user_id,
         invitation_id,
-        (await market.booking(booking_id)).version,
+        *things,
+        version=(await market.booking(booking_id)).version,
     )
     return person, ids
 
@@ -384,6 +481,21 @@ def test_only_these_params_share_a_name_with_what_the_server_decides() -> None:
         ("booking.assign", "provider_id"),  # operations say whom
         ("presence.set", "status"),  # online, away or offline, checked against one's own
         ("presence.set", "provider_id"),
+        ("availability.get", "provider_id"),  # whose calendar, checked against one's own
+        ("availability.set_rules", "provider_id"),
+        ("availability.set_rules", "version"),  # what the caller saw
+        ("availability.add_exception", "provider_id"),
+        ("availability.slots", "provider_id"),  # a filter
+        ("availability.slots", "zone_id"),
+        ("slot.hold", "provider_id"),  # whose time, if it matters
+        ("slot.hold", "zone_id"),
+        ("calendar.issue_feed", "provider_id"),  # for whom, checked against one's own
+        ("calendar.revoke_feed", "provider_id"),
+        ("calendar.import", "provider_id"),
+        ("calendar.subscribe", "provider_id"),
+        ("calendar.list_sources", "provider_id"),
+        ("series.create", "provider_id"),  # whose time, if it matters
+        ("series.edit", "version"),  # what the caller saw
         ("organisation.get", "organisation_id"),  # whose people are meant, checked against one's own
         ("organisation.invite", "organisation_id"),
         ("organisation.leave", "organisation_id"),
@@ -396,6 +508,14 @@ def test_only_these_params_share_a_name_with_what_the_server_decides() -> None:
         ("user.sign_out", "user_id"),
         ("organisation.invite", "role"),  # what the person invited is to be, checked against what the caller may give
         ("member.set_role", "role"),
+        ("route.plan", "provider_id"),  # whose day, checked against one's own
+        ("zone.import", "organisation_id"),  # whose set, for staff
+        ("zone.metrics", "zone_id"),  # the zone that is meant
+        ("zone.heat", "zone_id"),
+        ("zone.recount", "zone_id"),
+        ("sla.at_risk", "zone_id"),
+        ("sla.get_policy", "zone_id"),
+        ("sla.set_policy", "zone_id"),
         ("flag.set", "roles"),  # for whom a feature is on
     }
 
@@ -431,6 +551,15 @@ def test_only_these_params_share_a_name_with_what_the_server_decides() -> None:
         ("conversation.history", "before", 2**63),  # what JSON can say and SQLite cannot hold
         ("session.ack", "provider:7", 2**63),
         ("typing.set", "typing", 1),
+        ("availability.slots", "from", "2026-12-01T10:00"),
+        ("availability.slots", "limit", 501),
+        ("availability.set_rules", "travel_buffer_minutes", 241),
+        ("availability.set_rules", "rules", [{"rrule": "FREQ=DAILY"}]),
+        ("availability.add_exception", "kind", "maybe"),
+        ("calendar.subscribe", "url", "http://example.test/a.ics"),
+        ("calendar.subscribe", "url", "https://example.test/a\r\nHost: b"),
+        ("calendar.import", "ics", "x" * 60_001),
+        ("calendar.import", "ics", "\ud800"),
         ("presence.set", "status", "busy"),
         ("location.publish", "heading_deg", 360),
         ("location.publish", "accuracy_m", float("inf")),
@@ -472,5 +601,7 @@ async def _everything(market: Marketplace) -> list[Any]:
         "outbox",
         "idempotency_keys",
     )
+    watched += ("calendars", "calendar_exceptions", "slot_holds", "series", "series_instances")
+    watched += ("calendar_feeds", "calendar_sources", "busy_times")
     watched += ("users", "memberships", "invitations", "sessions", "flags", "audit_log")
     return [sorted(map(repr, await market.rows(tables.metadata.tables[name].select()))) for name in watched]

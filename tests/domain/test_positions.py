@@ -104,6 +104,14 @@ async def test_newest_fix_wins(market: Marketplace) -> None:
     await publish(market, firm, fix_at=now + timedelta(seconds=1))
 
 
+async def test_newest_fix_wins_also_over_one_that_another_node_took(market: Marketplace) -> None:
+    _, firm, _ = await job(market, "en_route")
+    await market.alter(firm, fix_at=market.clock.now() + timedelta(seconds=1))
+    assert await refused(publish(market, firm)) == "stale_fix"
+    market.clock.advance(2)
+    assert (await publish(market, firm))["shared"], "the refused one did not count against the pace"
+
+
 @pytest.mark.parametrize(("metres", "arrives"), [(149, True), (151, False)])
 async def test_provider_within_150_metres_has_arrived(market: Marketplace, metres: float, arrives: bool) -> None:
     _, firm, booking_id = await job(market, "en_route")

@@ -10,7 +10,7 @@ from playwright.async_api import Page, expect
 
 from tests.page.three_people import Pane, ThreePeople
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="session")]
 
 DEMO_PASSWORD = "demo-Fixnado-2026"
 
@@ -27,7 +27,8 @@ async def sign_in(pane: Pane, email: str, password: str = DEMO_PASSWORD) -> None
     await pane["login-submit"].click()
 
 
-async def test_two_step_sign_in_from_the_qr_code_to_the_recovery_code_and_off_again(people: ThreePeople) -> None:
+async def test_two_step_sign_in_from_the_qr_code_to_the_recovery_code_and_off_again(first_people: ThreePeople) -> None:
+    people = first_people
     page, pane = people.page, people.provider
     await open_account(page, pane)
     await expect(page.get_by_test_id("mfa-state")).to_have_attribute("data-on", "false")
@@ -68,7 +69,10 @@ async def test_two_step_sign_in_from_the_qr_code_to_the_recovery_code_and_off_ag
     await expect(page.get_by_test_id("mfa-state")).to_have_attribute("data-on", "false")
 
 
-async def test_sign_ins_and_devices_are_listed_ended_and_signed_out_by_a_new_password(people: ThreePeople) -> None:
+async def test_sign_ins_and_devices_are_listed_ended_and_signed_out_by_a_new_password(
+    first_people: ThreePeople,
+) -> None:
+    people = first_people
     page, customer = people.page, people.customer
     # The same person in a second pane: the admin's page signs in the customer's other device.
     other = await page.context.new_page()

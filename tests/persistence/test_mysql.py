@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from domain.errors import Unavailable
 from persistence.database import Database, DatabaseOptions
 from persistence.diagnosis import Fault, explain, fault_of
-from persistence.migrate import current, newest
+from persistence.migrate import current, newest, upgrade
 from tests.acceptance.demo import environment
 from tests.certificates import SecuredMariaDB, make_certificates
 from tests.persistence.conftest import OPTIONS
@@ -137,6 +137,40 @@ async def test_something_that_is_no_mysql_is_told_apart() -> None:
     assert line == f"what answers at 127.0.0.1:{make_url(url).port} is not MySQL"
     stranger.close()
     await stranger.wait_closed()
+
+
+BROKEN_GREETINGS = {
+    "nothing": b"",
+    "half a header": b"\x05",
+    "no version": b"\x01\x00\x00\x00\x0a",
+    "half a version": b"\x04\x00\x00\x00\x0a5.5",
+    "no salt": b"\x0d\x00\x00\x00\x0a8.0.40\x00\x05\x00\x00\x00",
+    "half an error": b"\x03\x00\x00\x00\xff\x15\x04",
+    "another protocol": b"\x02\x00\x00\x00\x09x",
+}
+
+
+@pytest.mark.parametrize("greeting", BROKEN_GREETINGS.values(), ids=BROKEN_GREETINGS)
+async def test_a_greeting_that_the_driver_trips_over_is_unavailable(greeting: bytes) -> None:
+    """A server that is just dying, or a balancer without one; asyncmy raises whatever Python does at such bytes."""
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        await writer.drain()
+        writer.close()
+
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(text("SELECT 1"))
+
+    dying = await asyncio.start_server(greet, "127.0.0.1", 0)
+    url = f"mysql+asyncmy://root@127.0.0.1:{dying.sockets[0].getsockname()[1]}/fixnado"
+    database = Database(url, OPTIONS)
+    for attempt in (database.read(work), database.write(work), database.ping(), upgrade(url, OPTIONS)):
+        with pytest.raises(Unavailable):
+            await attempt
+    await database.close()
+    dying.close()
+    await dying.wait_closed()
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------

@@ -21,21 +21,24 @@ from starlette.routing import Route
 
 from channels.limits import Limits
 from channels.protocol import SUBPROTOCOL
-from server.uvicorn_protocol import HEADER_SECONDS, DrainingServer, server_options
+from server.uvicorn_protocol import BODY_SECONDS, HEADER_SECONDS, DrainingServer, server_options
 from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
 from tests.channels.fakes import House, until
 
 
-async def _hello(_request: Request) -> Response:
+async def _hello(request: Request) -> Response:
+    await request.body()
     return PlainTextResponse("hello")
 
 
 class LiveServer:
-    def __init__(self, limits: Limits, policy: DoorPolicy, drain_seconds: float, header_seconds: float) -> None:
+    def __init__(
+        self, limits: Limits, policy: DoorPolicy, drain_seconds: float, header_seconds: float, body_seconds: float
+    ) -> None:
         self.house = House(limits, wall=lambda: datetime.now(UTC))
         self.endpoint = SocketEndpoint(self.house.realtime, policy)
-        app = WithSocket(Starlette(routes=[Route("/", _hello)]), self.endpoint)
-        options = server_options(shutdown_seconds=4, header_seconds=header_seconds)
+        app = WithSocket(Starlette(routes=[Route("/", _hello, methods=["GET", "POST"])]), self.endpoint)
+        options = server_options(shutdown_seconds=4, header_seconds=header_seconds, body_seconds=body_seconds)
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off", **options)
         self.server = DrainingServer(
             config, drain=lambda: self.house.realtime.drain(drain_seconds, drain_seconds + 1.0)
@@ -67,8 +70,9 @@ async def live_server(
     policy: DoorPolicy | None = None,
     drain_seconds: float = 0.0,
     header_seconds: float = HEADER_SECONDS,
+    body_seconds: float = BODY_SECONDS,
 ) -> AsyncIterator[LiveServer]:
-    server = LiveServer(limits or Limits(), policy or DoorPolicy(), drain_seconds, header_seconds)
+    server = LiveServer(limits or Limits(), policy or DoorPolicy(), drain_seconds, header_seconds, body_seconds)
     await server.start()
     try:
         yield server

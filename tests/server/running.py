@@ -12,10 +12,11 @@ import uvicorn
 
 from channels.protocol import SUBPROTOCOL
 from domain.accounts import Login
-from domain.identity import Role
+from domain.identity import Actor, Role
 from domain.types import JSON, Origin
 from persistence.migrate import upgrade
 from server.app import Application, database_options
+from server.demo import MASTER_KEY
 from server.settings import Settings
 from server.uvicorn_protocol import DrainingServer, server_options
 from tests.channels.fakes import until
@@ -42,6 +43,11 @@ class Running:
         tokens = await self.app.accounts.login(Login(email=email, password=PASSWORD), ORIGIN)
         access_token: str = tokens["access_token"]
         return access_token
+
+    async def actor(self, email: str) -> Actor:
+        """Signs in; returns who that is."""
+        claims = self.app.tokens.verify(await self.token(email))
+        return await self.app.accounts.actor(claims.user_id, claims.session_id)
 
     async def rest(self, token: str, method: str, **params: Any) -> tuple[int, JSON]:
         """A command over REST: status and body."""
@@ -130,7 +136,8 @@ async def running(
     database_url: str, prepare: Callable[[Application], None] = lambda _: None, **settings: Any
 ) -> AsyncIterator[Running]:
     """Serves on a free port with a database that is migrated first."""
-    chosen = Settings.load({}, None, {"database_url": database_url, "database_tls": "off", **settings})
+    always = {"database_url": database_url, "database_tls": "off", "master_key": MASTER_KEY}
+    chosen = Settings.load({}, None, always | settings)
     await upgrade(chosen.database_url, database_options(chosen))
     app = Application(chosen)
     prepare(app)

@@ -8,11 +8,17 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyotp
 import pytest
 
+from domain.accounts import Login
 from domain.errors import Unavailable
+from domain.identity import Role
 from domain.letters import Letter, LetterKind, Medium
+from domain.second_factor import ActivateParams, EnrolParams, VerifyParams
+from domain.types import JSON, Origin
 from persistence.database import Database, DatabaseOptions
 from persistence.migrate import upgrade
 from persistence.vault import DatabaseVault, LocalMasterKey, MasterKeys
@@ -22,6 +28,7 @@ from server.messengers import AwsPost, QueuedMessenger
 from server.settings import Settings
 from server.telemetry import Metrics
 from tests.channels.fakes import until
+from tests.server.running import PASSWORD, running
 from tests.services import Server, free_port
 
 SENDER = "no-reply@fixnado.test"
@@ -185,6 +192,35 @@ async def test_server_does_not_start_without_its_master_key(credentials: None, s
     with pytest.raises(Unavailable, match="master key"):
         await app.start()
     await app.stop()
+
+
+async def test_without_kms_no_authenticator_code_lets_anybody_in_and_a_recovery_code_does(
+    aws: Aws, moto: Moto, sqlite_url: str
+) -> None:
+    kms: dict[str, Any] = {"kms_key_id": await new_key(aws), "aws_region": "eu-west-2", "aws_endpoint_url": moto.url}
+    async with running(sqlite_url, master_key=None, **kms) as server:
+        await server.user("ann@kms.test", Role.CUSTOMER)
+        signed_in, origin = await server.actor("ann@kms.test"), Origin("test", address="192.0.2.1")
+        people = server.app.second_factor
+        begun = await people.enrol(signed_in, EnrolParams(), origin)
+        totp = pyotp.TOTP(begun["secret"])
+        codes = (await people.activate(signed_in, ActivateParams(code=totp.now()), origin))["recovery_codes"]
+
+        async def answer(code: str) -> JSON:
+            login = await server.app.accounts.login(Login(email="ann@kms.test", password=PASSWORD), origin)
+            assert login["methods"] == ["totp", "recovery"], "that it is asked for does not hang on KMS"
+            return await people.verify(VerifyParams(challenge=login["challenge"], code=code), origin)
+
+        moto.kill()
+        try:
+            # The default: what was opened for the enrolment has ended when KMS has been away for a second.
+            await asyncio.sleep(server.app.settings.data_key_seconds)
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    await answer(totp.at(time.time() + 30))
+            assert "access_token" in await answer(codes[0])
+        finally:
+            moto.start()
 
 
 def test_circuit_lets_one_through_after_each_pause() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 
 from server import specs
 from server.cli import main
+from server.demo import MASTER_KEY
 from server.settings import Settings
 from tests.acceptance.client import ADMIN, CUSTOMER, PASSWORD, Rest, Socket, signed_in
 from tests.acceptance.demo import Demo, environment
@@ -105,6 +107,11 @@ def test_settings_lists_every_setting(tmp_path: Path) -> None:
         (("--port", "99999"), {}, "FIXNADO_PORT='99999': must be a whole number from 0 to 65535"),
         ((), {"prot": "1"}, "FIXNADO_PROT: there is no such setting; did you mean FIXNADO_PORT?"),
         (("--workers", "2"), {}, "FIXNADO_WORKERS=2: more than one process needs FIXNADO_REDIS_URL"),
+        (
+            ("--port", "0"),
+            {"database_url": "mysql+asyncmy://root@127.0.0.1:1/fixnado"},
+            "FIXNADO_MASTER_KEY or FIXNADO_KMS_KEY_ID must be set, the same on every node",
+        ),
     ],
 )
 def test_a_wrong_setting_stops_the_start_with_one_line(
@@ -135,6 +142,7 @@ def away() -> dict[str, Any]:
         "database_url": f"mysql+asyncmy://root:hidden-secret@127.0.0.1:{free_port()}/fixnado",
         "database_tls": "off",
         "database_timeout_seconds": 0.5,
+        "master_key": MASTER_KEY,
     }
 
 
@@ -152,6 +160,16 @@ def test_a_server_without_its_database_does_not_start(tmp_path: Path) -> None:
 def test_a_database_file_that_cannot_be_is_said(fixnado: CommandLine) -> None:
     done = fixnado("migrate", database_url="sqlite+aiosqlite:////proc/nowhere/fixnado.db")
     assert "/proc/nowhere" in the_line(done)
+
+
+@pytest.mark.parametrize("arguments", [("serve",), ("serve", "--workers", "2")])
+def test_a_file_that_is_no_database_is_said_in_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """In a process of its own: what is left of the driver speaks up when the interpreter ends."""
+    (tmp_path / "broken.db").write_bytes(b"not a database" * 600)
+    settings = {"redis_url": "redis://127.0.0.1:1", "port": 0, "database_url": "sqlite+aiosqlite:///broken.db"}
+    done = process(tmp_path, *arguments, **settings)
+    assert the_line(done) == "the database file broken.db cannot be used: file is not a database"
+    assert "Traceback" not in done.stderr
 
 
 def test_mysql_without_tls_is_said_with_the_setting_that_allows_it(fixnado: CommandLine, mariadb: MariaDB) -> None:
@@ -180,7 +198,9 @@ def test_a_certificate_file_without_a_certificate_is_said(fixnado: CommandLine, 
 
 def test_a_schema_that_is_not_there_is_said(tmp_path: Path, mariadb: MariaDB) -> None:
     url = mariadb.url(asyncio.run(mariadb.create_database()))
-    line = the_line(process(tmp_path, "serve", "--port", "0", database_url=url, database_tls="off"))
+    line = the_line(
+        process(tmp_path, "serve", "--port", "0", database_url=url, database_tls="off", master_key=MASTER_KEY)
+    )
     assert line == "The database schema is not up to date: run `fixnado migrate`."
 
 
@@ -203,6 +223,35 @@ def test_migrate_and_user_add(fixnado: CommandLine) -> None:
     role = add("b@firm.test", "king")
     assert role.returncode == 2
     assert "king" in role.stderr
+
+
+def test_zones_are_imported_from_a_file_or_the_unfit_ones_are_named(fixnado: CommandLine, tmp_path: Path) -> None:
+    assert fixnado("migrate").returncode == 0
+
+    def feature(zone_id: str, west: float, *, closed: bool = True) -> dict[str, Any]:
+        ring = [[west, 0], [west + 1, 0], [west + 1, 1], [west, 1], *([[west, 0]] if closed else [])]
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        return {"type": "Feature", "id": zone_id, "properties": {"name": zone_id.title()}, "geometry": geometry}
+
+    def imported(*features: dict[str, Any], file: str = "zones.geojson") -> Done:
+        (tmp_path / file).write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+        return fixnado("zones", "import", file)
+
+    done = imported(feature("west", 0), feature("east", 1))
+    assert (done.returncode, done.stdout) == (0, "2 zones created, 0 updated, 0 unchanged.\n")
+    assert imported(feature("west", 0), feature("east", 1)).stdout == "0 zones created, 0 updated, 2 unchanged.\n"
+    done = imported(feature("north", 10), feature("open", 20, closed=False), feature("west", 0.5))
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines() == [
+        "fixnado: nothing was imported from zones.geojson",
+        "  features.1: Open: ring 0 must end where it begins",
+    ]
+    done = imported(feature("north", 10), feature("west", 0.5))
+    assert done.stderr.strip().splitlines()[1].startswith("  features.1: West: overlaps the zone east by ")
+    (tmp_path / "zones.geojson").write_text("{")
+    assert "is not JSON" in fixnado("zones", "import", "zones.geojson").stderr
+    with closing(sqlite3.connect(tmp_path / "var" / "fixnado.db")) as connection:
+        assert connection.execute("SELECT id, version FROM zones ORDER BY id").fetchall() == [("east", 1), ("west", 1)]
 
 
 def test_a_schema_of_a_newer_version_is_said(fixnado: CommandLine, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp.web
@@ -31,6 +32,7 @@ from server.federation import (
 )
 from server.health import Degraded
 from server.settings import Settings, SettingsError
+from tests.channels.fakes import until
 from tests.server.running import Running, running
 
 CLIENT = "mobile-app"
@@ -170,6 +172,7 @@ WRONG_CLAIMS: dict[str, JSON] = {
     "not yet": {"nbf": int(time.time()) + 3_600},
     "nobody": {"sub": None},
     "an empty subject": {"sub": ""},
+    "a subject that a database takes for another": {"sub": "subject-1 "},
 }
 
 
@@ -297,6 +300,22 @@ async def test_a_discovery_document_of_somebody_else_is_not_believed(issuer: Iss
     assert issuer.asked == 0
 
 
+@pytest.mark.parametrize(
+    "keys_at",
+    ["http://127.0.0.1:9200/keys", "http://localhost/keys", "http://169.254.169.254/keys", "file:///keys", None],
+)
+async def test_an_issuer_elsewhere_cannot_send_us_to_what_only_this_machine_reaches(keys_at: str | None) -> None:
+    asked: list[str] = []
+
+    async def fetch(url: str) -> JSON:
+        asked.append(url)
+        return {"issuer": "https://idp.example.org", "jwks_uri": keys_at}
+
+    with pytest.raises(Unavailable):
+        await IssuerKeys(IssuerOptions("https://idp.example.org", frozenset({CLIENT})), fetch).find("k1")
+    assert asked == ["https://idp.example.org/.well-known/openid-configuration"]
+
+
 def test_keys_come_over_tls_or_from_this_machine() -> None:
     assert may_fetch("https://issuer.example.org/keys")
     assert may_fetch("http://127.0.0.1:1234/keys")
@@ -390,6 +409,22 @@ async def test_nobody_signs_in_here_with_a_password_as_a_federated_person(issuer
             body = {"email": user.email, "password": password}
             async with server.http.post(f"{server.url}/auth/login", json=body) as answer:
                 assert answer.status == 401
+
+
+async def test_a_reset_gives_a_federated_person_no_password_here(
+    issuer: Issuer, sqlite_url: str, tmp_path: Path
+) -> None:
+    """It would go on counting once the issuer has closed the account, with the roles that the issuer gave."""
+    mail = tmp_path / "mail"
+    async with running(sqlite_url, **federated(issuer), mail_directory=str(mail)) as server:
+        await server.rest(issuer.token(email="new@example.org", email_verified=True), "service.list")
+        await server.user("local@example.org", Role.CUSTOMER)
+        for email in ("new@example.org", "local@example.org"):
+            async with server.http.post(f"{server.url}/auth/password/reset", json={"email": email}) as answer:
+                assert answer.status == 202
+        await until(lambda: mail.exists() and any(mail.iterdir()))
+        (letter,) = mail.iterdir()
+        assert "local@example.org" in letter.read_text()
 
 
 async def test_strangers_and_disabled_people_are_kept_out(issuer: Issuer, sqlite_url: str) -> None:

@@ -20,6 +20,7 @@ from domain.errors import Conflict, FixnadoError, InvalidToken, TooManyRequests,
 from domain.identity import Actor, Role
 from domain.second_factor import SecondFactor
 from domain.types import JSON, Origin
+from server.calendar_feed import CalendarFeeds
 from server.http import Check, Surface, middleware
 from server.telemetry import Metrics
 from server.tokens import KeyRing, SigningKey, Tokens
@@ -68,6 +69,7 @@ def client_of(backroom: Backroom, checks: Mapping[str, Check] | None = None, **l
         credentials=cast(Credentials, backroom),
         desk=cast(Desk, backroom),
         doorman=backroom,
+        feeds=cast(CalendarFeeds, backroom),
         tokens=Tokens(KeyRing(SigningKey.generate()), life_seconds=60, leeway_seconds=0),
         metrics=Metrics(methods=["thing.do"]),
         checks=checks if checks is not None else {"database": fine},
@@ -196,6 +198,26 @@ async def test_a_large_body_is_refused_while_it_comes(backroom: Backroom) -> Non
         answer = await client.post("/auth/login", content=endless())
     assert (answer.status_code, answer.json()["type"]) == (413, "too_large")
     assert sent <= 1200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"booking_id": "mine", "booking_id": "yours"}',
+        b'{"location": {"lat": 1, "lat": 2}}',
+        b"[" * 40 + b"]" * 40,
+        b'{"a":' * 40 + b"1" + b"}" * 40,
+        b'{"price": NaN}',
+        b'{"name": "\xff"}',
+        b'{"name": "\\ud800"}',
+    ],
+)
+async def test_a_body_that_could_be_read_in_two_ways_is_refused(
+    client: httpx.AsyncClient, backroom: Backroom, body: bytes
+) -> None:
+    answer = await client.post("/commands/thing.do", content=body, headers=SIGNED_IN)
+    assert (answer.status_code, answer.json()["type"]) == (400, "bad_request")
+    assert backroom.asked == []
 
 
 # --- health -----------------------------------------------------------------------------------------------------------

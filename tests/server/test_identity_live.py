@@ -235,6 +235,28 @@ async def test_place_counts_only_from_trusted_proxies(tmp_path: Path) -> None:
             assert await node.app.database.read(work) == [51.5 if proxies else None, None]
 
 
+async def test_a_person_has_one_rate_whichever_door_requests_come_through(tmp_path: Path) -> None:
+    async with node_on(tmp_path, commands_per_second=1, commands_burst=10) as node:
+        await node.register()
+        tokens = await node.login()
+        socket = await node.live(tokens)
+        answers = [await node.post("/commands/service.list", token=tokens["access_token"]) for _ in range(40)]
+        assert 9 <= [answer.status_code for answer in answers].count(200) <= 15
+        assert answers[-1].status_code == 429
+        assert float(answers[-1].headers["retry-after"]) >= 1
+        assert (await node.client.get("/auth/me", headers=_bearer(tokens))).status_code == 429
+        # The bucket is the sockets' too, and refusals at REST have cost them nothing.
+        await socket.send(json.dumps({"jsonrpc": "2.0", "id": 7, "method": "service.list", "params": {}}))
+        while (reply := json.loads(await socket.recv())).get("id") != 7:
+            pass
+        assert reply["error"]["data"]["type"] == "too_many_requests"
+        await socket.ping()
+
+
+def _bearer(tokens: JSON) -> dict[str, str]:
+    return {"Authorization": f"Bearer {tokens['access_token']}"}
+
+
 # --- tokens of the wrong kind -----------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from server.processes import Processes, Worker, WorkersFailed, own_listeners
+from server.processes import Processes, Worker, WorkerRefuses, WorkersFailed, own_listeners
 
 DRIVER = """
 import functools, sys
@@ -39,8 +39,10 @@ def run_here(behaviour: str, count: int, stop_seconds: float) -> None:
 
 def work(behaviour: str, worker: Worker) -> None:
     """Answers each connection with its number and process id, until it is told to stop."""
+    if behaviour == "refusing":
+        raise WorkerRefuses("The database schema is not up to date.")
     if behaviour == "broken":
-        raise RuntimeError("The database schema is not up to date.")
+        raise RuntimeError("this is a bug")
     if behaviour == "crashing":
         os._exit(7)
     stopping: list[int] = []
@@ -138,11 +140,16 @@ def test_a_worker_that_dies_is_replaced_and_nobody_is_refused_meanwhile() -> Non
         assert family.end()[0] == 0
 
 
-def test_workers_that_cannot_start_end_the_parent_with_their_reason() -> None:
-    with parent("broken") as family:
+@pytest.mark.parametrize(
+    ("behaviour", "line", "traceback"),
+    [("refusing", "The database schema is not up to date.", False), ("broken", "this is a bug", True)],
+)
+def test_workers_that_cannot_start_end_the_parent_with_their_reason(behaviour: str, line: str, traceback: bool) -> None:
+    with parent(behaviour) as family:
         output, _ = family.process.communicate(timeout=20)
         assert family.process.returncode == 1
-        assert output.splitlines()[-1] == "fixnado: The database schema is not up to date."
+        assert output.splitlines()[-1] == f"fixnado: {line}"
+        assert ("Traceback" in output) is traceback
 
 
 def test_workers_that_crash_at_once_end_the_parent() -> None:

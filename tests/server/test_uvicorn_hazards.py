@@ -99,6 +99,7 @@ EXPECTED = {
         "data_received",
         "on_message_begin",
         "on_headers_complete",
+        "on_message_complete",
         "handle_websocket_upgrade",
     },
     DrainingServer: {"__init__", "shutdown"},

@@ -327,6 +327,30 @@ async def test_a_kept_connection_has_the_same_deadline_for_its_next_request() ->
         raw.writer.close()
 
 
+async def test_a_body_that_drips_is_cut_off_and_one_that_ends_is_answered() -> None:
+    async with live_server(body_seconds=0.3) as live:
+        post = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n"
+        slow, whole = await RawSocket.tcp(live.port), await RawSocket.tcp(live.port)
+        whole.send(post + b" " * 1000)
+        assert (await whole.reader.readline()).startswith(b"HTTP/1.1 200")
+        slow.send(post)
+        began = asyncio.get_running_loop().time()
+        try:
+            while not slow.reader.at_eof():
+                slow.writer.write(b" ")
+                await asyncio.sleep(0.02)
+                if asyncio.get_running_loop().time() - began > 3:
+                    pytest.fail("the server still waits")
+        except ConnectionError:
+            pass
+        slow.writer.close()
+        # The deadline of a body that has ended does not cut off what comes after it.
+        await whole.reader.readuntil(b"hello")
+        whole.send(post + b" " * 1000)
+        assert (await whole.reader.readline()).startswith(b"HTTP/1.1 200")
+        whole.writer.close()
+
+
 async def test_headers_without_end_are_refused(live: LiveServer) -> None:
     raw = await RawSocket.tcp(live.port)
     raw.writer.write(b"GET / HTTP/1.1\r\n" + b"X: " + b"y" * 300_000)

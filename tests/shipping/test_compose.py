@@ -4,6 +4,7 @@ whether the settings it gives are ones the server takes.
 
 from __future__ import annotations
 
+import base64
 import re
 import shlex
 import shutil
@@ -24,7 +25,13 @@ from tests.acceptance.demo import ROOT
 from tests.certificates import SecuredMariaDB
 
 EXAMPLE = ROOT / "deploy" / "compose.env.example"
-SECRETS = {"MYSQL_ROOT_PASSWORD": "r00t", "MYSQL_PASSWORD": "s3cret", "REDIS_PASSWORD": "h1dden"}
+MASTER_KEY = "FIXNADO_MASTER_KEY"
+SECRETS = {
+    "MYSQL_ROOT_PASSWORD": "r00t",
+    "MYSQL_PASSWORD": "s3cret",
+    "REDIS_PASSWORD": "h1dden",
+    MASTER_KEY: base64.b64encode(b"k" * 32).decode(),
+}
 ONE_SHOT = {"migrate", "certificates"}
 
 
@@ -109,7 +116,8 @@ def test_no_secret_is_in_the_files() -> None:
     text = (ROOT / "compose.yaml").read_text()
     assert not re.search(r"PASSWORD: *\"?[^\"$\s?]", text)
     example = variables(EXAMPLE.read_text())
-    assert {name for name in example if "PASSWORD" in name} == set(SECRETS)
+    assert {name for name in example if "PASSWORD" in name} | {MASTER_KEY} == set(SECRETS)
+    assert MASTER_KEY in example
     assert not any(example[name] for name in SECRETS)
     assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
 

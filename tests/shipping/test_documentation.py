@@ -29,6 +29,7 @@ COVERED = {
     "fixnado bench": "tests/server/test_cli.py::test_bench_is_handed_over_to_the_benchmarks",
     "python -m benchmarks": "tests/server/test_cli.py::test_bench_is_handed_over_to_the_benchmarks",
     "python -m benchmarks.capacity": "tests/benchmarks/test_capacity.py::test_the_document_shows_what_the_model_says",
+    "fixnado zones import": "tests/server/test_cli.py::test_zones_are_imported_from_a_file_or_the_unfit_ones_are_named",
     "fixnado settings": "tests/server/test_cli.py::test_settings_lists_every_setting",
     "fixnado watch": "tests/server/test_cli.py::test_watch_shows_the_feed",
     "cp": "tests/shipping/test_documentation.py::test_what_is_copied_is_there",

@@ -1,0 +1,556 @@
+"""Series: the same job again and again, as bookings that are made some weeks ahead.
+
+An instance is known by its recurrence id: the instant at which the rule puts it, wherever it was moved to since.
+
+Invariants: everything about a series happens under the lock of its row, and an instance is noted under its recurrence
+    id in the transaction that makes its booking, so each is made once, whichever node's worker does it; a durable timer
+    named after the series drives the making, so a restart delays it and loses nothing. What was called off alone stays
+    called off, whatever becomes of the series. What has begun is not touched by any change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from domain import availability, bookings, dispatch, lifecycle, moves, slots
+from domain.bookings import Booking, Kind, Party, PlaceParams, PlaceView, Status
+from domain.context import Context
+from domain.errors import Conflict, Forbidden, InvalidParams, OutsideZones, Refused, SlotClosed, SlotTaken
+from domain.events import Audience, Event
+from domain.providers import Service, Zone
+from domain.recurrence import Recurrence, RecurrenceParams, RecurrenceView, recurrence_view
+from domain.types import JSON, Interval, Point, new_id, wire_time
+from domain.views import Key, Moment, NoParams, Params, View
+
+SERIES = "series"
+BATCH = 5
+"""Instances made in one transaction."""
+MOST_INSTANCES = 100
+_NOT_BEGUN = frozenset({Status.AWAITING_ASSIGNMENT, Status.ASSIGNED, Status.SCHEDULED})
+
+
+class SeriesStatus(StrEnum):
+    """Whether more is to come."""
+
+    ACTIVE = "active"
+    ENDED = "ended"
+    CANCELLED = "cancelled"
+
+
+class InstanceStatus(StrEnum):
+    """What became of an occurrence."""
+
+    BOOKED = "booked"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+
+class Scope(StrEnum):
+    """How much of a series a change is about."""
+
+    THIS = "this"
+    FUTURE = "future"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The same job again and again.
+
+    Attributes:
+        provider_id: who does all of it; without one, each instance finds its own.
+        ends_before: occurrences from here on belong to the series that follows, or to none.
+        follows: the series that this one took over from.
+    """
+
+    id: str
+    status: SeriesStatus
+    version: int
+    customer_id: str
+    service_id: str
+    zone_id: str
+    provider_id: str | None
+    location: Point
+    address: str | None
+    notes: str | None
+    recurrence: Recurrence
+    ends_before: datetime | None = None
+    follows: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One occurrence. ``reason`` says why there is no booking, or that the booking was moved."""
+
+    series_id: str
+    recurrence_id: datetime
+    status: InstanceStatus
+    booking_id: str | None = None
+    reason: str | None = None
+
+
+class TooManySeries(Refused):
+    """The customer has as many series as one may have."""
+
+    type = "too_many_series"
+    default_message = "You have as many series as one may have. Cancel one first."
+
+
+class SeriesCancelled(Refused):
+    """The series was called off."""
+
+    type = "series_cancelled"
+    default_message = "This series was called off. Book a new one."
+
+
+# --- the wire ---------------------------------------------------------------------------------------------------------
+
+Id = Annotated[str, Field(max_length=64)]
+ScopeParam = Annotated[Scope, Field(strict=False)]
+
+
+class CreateSeries(Params):
+    """The same job again and again; with ``provider_id``, always by this provider."""
+
+    service_id: Id
+    location: PlaceParams
+    recurrence: RecurrenceParams
+    provider_id: Id | None = None
+    notes: Annotated[str, Field(max_length=2000)] | None = None
+    key: Key
+
+
+class SeriesRef(Params):
+    """Names a series."""
+
+    series_id: Id
+
+
+class EditSeries(SeriesRef):
+    """``this`` takes ``start`` (and ``end``) for the instance of ``recurrence_id``; ``future`` begins a new series at
+    ``recurrence_id``; ``all`` is everything that has not begun. The latter two take ``recurrence``.
+    """
+
+    version: Annotated[int, Field(ge=1)]
+    scope: ScopeParam
+    recurrence_id: Moment | None = None
+    start: Moment | None = None
+    end: Moment | None = None
+    recurrence: RecurrenceParams | None = None
+    key: Key
+
+
+class CancelSeries(SeriesRef):
+    """Calls one instance off, it and all later ones, or all that has not begun."""
+
+    scope: ScopeParam
+    recurrence_id: Moment | None = None
+    key: Key
+
+
+class SeriesView(View):
+    """A series as its customer sees it."""
+
+    id: str
+    status: SeriesStatus
+    version: int
+    customer_id: str
+    service_id: str
+    zone_id: str
+    provider_id: str | None = None
+    location: PlaceView
+    notes: str | None = None
+    recurrence: RecurrenceView
+    ends_before: str | None = None
+    follows: str | None = None
+
+
+class InstanceView(View):
+    """One occurrence of a series; ``reason`` says why there is no booking, or that the booking was ``moved``."""
+
+    recurrence_id: str
+    status: InstanceStatus
+    booking_id: str | None = None
+    reason: str | None = None
+
+
+class SeriesResult(View):
+    """One series with those of its instances that are not over, and one hundred of them at most."""
+
+    series: SeriesView
+    instances: list[InstanceView]
+
+
+class SeriesList(View):
+    """The caller's series, those that go on first."""
+
+    series: list[SeriesView]
+
+
+class SeriesEventData(View):
+    """What happened to a series."""
+
+    series_id: str
+    series: SeriesView
+
+
+class InstanceEventData(View):
+    """What became of an occurrence: ``reason`` of a skipped one is why its provider could not be booked."""
+
+    series_id: str
+    recurrence_id: str
+    booking_id: str | None = None
+    reason: str | None = None
+
+
+def series_view(series: Series) -> JSON:
+    """A series on the wire."""
+    shape: JSON = {
+        "id": series.id,
+        "status": series.status.value,
+        "version": series.version,
+        "customer_id": series.customer_id,
+        "service_id": series.service_id,
+        "zone_id": series.zone_id,
+        "location": series.location.view(),
+        "recurrence": recurrence_view(series.recurrence),
+    }
+    if series.address:
+        shape["location"]["address"] = series.address
+    for name in ("provider_id", "notes", "follows"):
+        if getattr(series, name):
+            shape[name] = getattr(series, name)
+    if series.ends_before is not None:
+        shape["ends_before"] = wire_time(series.ends_before)
+    return shape
+
+
+def instance_view(instance: Instance) -> JSON:
+    """An occurrence on the wire."""
+    shape: JSON = {"recurrence_id": wire_time(instance.recurrence_id), "status": instance.status.value}
+    for name in ("booking_id", "reason"):
+        if getattr(instance, name):
+            shape[name] = getattr(instance, name)
+    return shape
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+async def get(ctx: Context, params: SeriesRef) -> JSON:
+    """One series, for its customer and operations."""
+    series = await ctx.uow.series.get(params.series_id)
+    if series is None or not (series.customer_id == ctx.actor.user_id or ctx.actor.is_operations):
+        raise Forbidden
+    return await _result(ctx, series)
+
+
+async def list_own(ctx: Context, _: NoParams) -> JSON:
+    """The caller's series."""
+    return {"series": [series_view(each) for each in await ctx.uow.series.of_customer(ctx.actor.user_id, 100)]}
+
+
+# --- changing ---------------------------------------------------------------------------------------------------------
+
+
+async def create(ctx: Context, params: CreateSeries) -> JSON:
+    """A customer books the same job again and again. Instances follow at once, in the background.
+
+    Raises:
+        InvalidParams: unknown service, or a rule that is none.
+        OutsideZones: no zone covers the place.
+        Forbidden: no such provider.
+        TooManySeries: the customer has too many.
+    """
+    service = await ctx.uow.market.service(params.service_id)
+    if service is None:
+        raise InvalidParams.at("service_id", "there is no such service")
+    recurrence = _checked(ctx, params.recurrence)
+    place = Point(params.location.lat, params.location.lon)
+    zone = await ctx.uow.market.zone_at(place)
+    if zone is None:
+        raise OutsideZones
+    if params.provider_id is not None and not await ctx.uow.calendars.offers(params.provider_id, service.id, zone.id):
+        raise InvalidParams.at("provider_id", "there is no such provider for this service here")
+    if await ctx.uow.series.active(ctx.actor.user_id) >= ctx.policy.series_per_customer:
+        raise TooManySeries
+    series = Series(
+        id=new_id(ctx.now),
+        status=SeriesStatus.ACTIVE,
+        version=1,
+        customer_id=ctx.actor.user_id,
+        service_id=service.id,
+        zone_id=zone.id,
+        provider_id=params.provider_id,
+        location=place,
+        address=params.location.address,
+        notes=params.notes,
+        recurrence=recurrence,
+    )
+    await _begin(ctx, series)
+    return await _result(ctx, series)
+
+
+async def edit(ctx: Context, params: EditSeries) -> JSON:
+    """Moves one instance, or gives the rest of the series another rule.
+
+    Raises:
+        Conflict: the series changed since the caller saw it.
+        InvalidParams: what the scope needs is missing, or there is no such occurrence.
+        SlotTaken, SlotClosed, IllegalTransition: the one instance cannot be moved there.
+    """
+    series = await _locked(ctx, params.series_id)
+    if series.version != params.version:
+        raise Conflict(version=series.version)
+    if series.status is SeriesStatus.CANCELLED:
+        raise SeriesCancelled
+    if params.scope is Scope.THIS:
+        return await _result(ctx, await _move_one(ctx, series, params))
+    if params.recurrence is None:
+        raise InvalidParams.at("recurrence", "is needed for this scope")
+    recurrence = _checked(ctx, params.recurrence)
+    if params.scope is Scope.ALL:
+        after = replace(series, status=SeriesStatus.ACTIVE, recurrence=recurrence)
+        after = await _save(ctx, after, "series.changed")
+        await _clear(ctx, after, ctx.now, keep=recurrence)
+        await _wake(ctx, after, ctx.now)
+        return await _result(ctx, after)
+    since = await _occurrence(ctx, series, params.recurrence_id)
+    await _save(ctx, replace(series, ends_before=since), "series.changed")
+    await _clear(ctx, series, since)
+    following = replace(
+        series,
+        id=new_id(ctx.now),
+        status=SeriesStatus.ACTIVE,
+        version=1,
+        recurrence=recurrence,
+        follows=series.id,
+    )
+    await _begin(ctx, following)
+    return await _result(ctx, following)
+
+
+async def cancel(ctx: Context, params: CancelSeries) -> JSON:
+    """Calls off one instance, or the rest of the series."""
+    series = await _locked(ctx, params.series_id)
+    if params.scope is Scope.ALL:
+        if series.status is not SeriesStatus.CANCELLED:
+            series = await _save(ctx, replace(series, status=SeriesStatus.CANCELLED), "series.cancelled")
+            await ctx.uow.timers.cancel(f"{SERIES}:{series.id}")
+            await _clear(ctx, series, ctx.now)
+        return await _result(ctx, series)
+    since = await _occurrence(ctx, series, params.recurrence_id)
+    if params.scope is Scope.FUTURE:
+        series = await _save(ctx, replace(series, ends_before=since), "series.changed")
+        await _clear(ctx, series, since)
+        return await _result(ctx, series)
+    instance = await ctx.uow.series.instance(series.id, since)
+    if instance is None or instance.status is not InstanceStatus.CANCELLED:
+        if instance is not None:
+            await _call_off(ctx, instance, "called off")
+        booking_id = instance.booking_id if instance is not None else None
+        await ctx.uow.series.put_instance(
+            Instance(series.id, since, InstanceStatus.CANCELLED, booking_id, "called_off")
+        )
+        series = await _save(ctx, series, "series.changed")
+    return await _result(ctx, series)
+
+
+# --- making instances -------------------------------------------------------------------------------------------------
+
+
+async def make_instances(ctx: Context, data: JSON) -> None:
+    """The timer of a series: makes what is due within the next weeks, some at a time, and comes back for the rest."""
+    series = await ctx.uow.series.lock(data["series_id"])
+    if series is None or series.status is not SeriesStatus.ACTIVE:
+        return
+    customer = await ctx.uow.people.user(series.customer_id)
+    if customer is None or customer.disabled_at is not None:
+        # Whoever may come back finds the series going on.
+        await _wake(ctx, series, ctx.now + timedelta(days=1))
+        return
+    horizon = ctx.now + timedelta(days=ctx.policy.series_days)
+    due = await _to_make(ctx, series, Interval(ctx.now, horizon))
+    service, zone = await ctx.uow.market.service(series.service_id), await ctx.uow.market.zone(series.zone_id)
+    if service is not None and zone is not None:
+        for time in due[:BATCH]:
+            await _make(ctx, series, service, zone, time)
+    if len(due) > BATCH:
+        # A moment later, or the timer would be taken for the one that is being done.
+        await _wake(ctx, series, ctx.now + timedelta(milliseconds=10))
+        return
+    following = ctx.uow.recurrences.following(series.recurrence, horizon)
+    if following is None or (series.ends_before is not None and following.start >= series.ends_before):
+        await _save(ctx, replace(series, status=SeriesStatus.ENDED), "series.ended")
+        return
+    ahead = timedelta(days=ctx.policy.series_days)
+    await _wake(ctx, series, max(following.start - ahead, ctx.now + timedelta(milliseconds=10)))
+
+
+async def _to_make(ctx: Context, series: Series, within: Interval) -> list[Interval]:
+    known = await ctx.uow.series.instances(series.id, within.start, 10_000)
+    done = {each.recurrence_id for each in known}
+    return [
+        time
+        for time in ctx.uow.recurrences.overlapping(series.recurrence, within)
+        if within.start < time.start
+        and time.start not in done
+        and (series.ends_before is None or time.start < series.ends_before)
+    ]
+
+
+async def _make(ctx: Context, series: Series, service: Service, zone: Zone, time: Interval) -> None:
+    provider = None
+    if series.provider_id is not None:
+        try:
+            provider = await ctx.uow.market.lock_provider(series.provider_id)
+            if provider is None or not provider.verified:
+                raise SlotClosed
+            soon = availability.is_soon(ctx, time)
+            await slots.require_free(ctx, provider.id, time, soon=soon, by_plan=True)
+        except (SlotTaken, SlotClosed) as error:
+            await ctx.uow.series.put_instance(
+                Instance(series.id, time.start, InstanceStatus.SKIPPED, reason=error.type)
+            )
+            _tell_of_instance(ctx, series, time.start, "series.instance_skipped", reason=error.type)
+            return
+    wish = lifecycle.Wish(
+        Kind.SCHEDULED, series.customer_id, service, zone, series.location, series.address, time, series.notes
+    )
+    booking = await lifecycle.place_wish(ctx, wish)
+    await ctx.uow.series.put_instance(Instance(series.id, time.start, InstanceStatus.BOOKED, booking.id))
+    _tell_of_instance(ctx, series, time.start, "series.instance_created", booking_id=booking.id)
+    if provider is not None:
+        await moves.assign(ctx, booking, provider, frozenset({Party.PROVIDER}))
+    else:
+        await dispatch.send_wave(ctx, booking, zone, service)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+async def _begin(ctx: Context, series: Series) -> None:
+    await ctx.uow.series.add(series)
+    _tell(ctx, series, "series.created")
+    await _wake(ctx, series, ctx.now)
+
+
+async def _wake(ctx: Context, series: Series, due_at: datetime) -> None:
+    if series.status is SeriesStatus.ACTIVE:
+        await ctx.uow.timers.set(f"{SERIES}:{series.id}", due_at, SERIES, {"series_id": series.id})
+
+
+async def _save(ctx: Context, series: Series, type_: str) -> Series:
+    after = replace(series, version=series.version + 1)
+    await ctx.uow.series.save(after)
+    _tell(ctx, after, type_)
+    return after
+
+
+async def _move_one(ctx: Context, series: Series, params: EditSeries) -> Series:
+    if params.start is None:
+        raise InvalidParams.at("start", "is needed for this scope")
+    since = await _occurrence(ctx, series, params.recurrence_id)
+    instance = await ctx.uow.series.instance(series.id, since)
+    booking = None if instance is None or instance.booking_id is None else await _lock(ctx, instance.booking_id)
+    if instance is None or booking is None:
+        raise InvalidParams.at("recurrence_id", "has no booking (yet)")
+    await lifecycle.move_to(ctx, booking, params.start, params.end)
+    await ctx.uow.series.put_instance(replace(instance, reason="moved"))
+    return await _save(ctx, series, "series.changed")
+
+
+async def _clear(ctx: Context, series: Series, since: datetime, keep: Recurrence | None = None) -> None:
+    """Calls off and forgets the instances from here on that have not begun, but for those that another rule keeps."""
+    instances = await ctx.uow.series.instances(series.id, since, 10_000)
+    kept: set[Interval] = set()
+    if keep is not None and instances:
+        span = Interval(since, instances[-1].recurrence_id + timedelta(seconds=1))
+        kept = set(ctx.uow.recurrences.overlapping(keep, span))
+    for instance in instances:
+        if instance.status is InstanceStatus.CANCELLED:
+            continue
+        booking = None if instance.booking_id is None else await _lock(ctx, instance.booking_id)
+        if booking is not None and booking.slot is not None:
+            length = booking.slot.end - booking.slot.start
+            if Interval(instance.recurrence_id, instance.recurrence_id + length) in kept:
+                continue
+            if booking.status not in _NOT_BEGUN:
+                continue
+            await _cancel_booking(ctx, booking, "the series changed")
+        await ctx.uow.series.remove_instance(instance)
+
+
+async def _call_off(ctx: Context, instance: Instance, reason: str) -> None:
+    booking = None if instance.booking_id is None else await _lock(ctx, instance.booking_id)
+    if booking is not None and booking.status is not Status.CANCELLED:
+        await _cancel_booking(ctx, booking, reason)
+
+
+async def _cancel_booking(ctx: Context, booking: Booking, reason: str) -> None:
+    parties = bookings.parties_of(ctx.actor, booking)
+    await moves.move(ctx, booking, Status.CANCELLED, parties, reason=reason)
+
+
+async def _lock(ctx: Context, booking_id: str) -> Booking | None:
+    return await ctx.uow.bookings.lock(booking_id)
+
+
+async def _occurrence(ctx: Context, series: Series, recurrence_id: datetime | None) -> datetime:
+    """The instant of an occurrence that the rule has, or of an instance that an earlier rule had."""
+    if recurrence_id is None:
+        raise InvalidParams.at("recurrence_id", "is needed for this scope")
+    since = recurrence_id.astimezone(UTC)
+    found = ctx.uow.recurrences.following(series.recurrence, since)
+    if (found is None or found.start != since) and await ctx.uow.series.instance(series.id, since) is None:
+        raise InvalidParams.at("recurrence_id", "there is no such occurrence")
+    if since <= ctx.now:
+        raise InvalidParams.at("recurrence_id", "must be in the future")
+    return since
+
+
+def _checked(ctx: Context, params: RecurrenceParams) -> Recurrence:
+    recurrence = params.recurrence()
+    ctx.uow.recurrences.check(recurrence, "recurrence")
+    if ctx.uow.recurrences.following(recurrence, ctx.now) is None:
+        raise InvalidParams.at("recurrence.rrule", "is over")
+    return recurrence
+
+
+async def _locked(ctx: Context, series_id: str) -> Series:
+    series = await ctx.uow.series.lock(series_id)
+    if series is None or series.customer_id != ctx.actor.user_id:
+        raise Forbidden
+    return series
+
+
+async def _result(ctx: Context, series: Series) -> JSON:
+    instances: Sequence[Instance] = await ctx.uow.series.instances(series.id, ctx.now, MOST_INSTANCES)
+    return {"series": series_view(series), "instances": [instance_view(each) for each in instances]}
+
+
+def _tell(ctx: Context, series: Series, type_: str) -> None:
+    _record(ctx, series, type_, {"series_id": series.id, "series": series_view(series)})
+
+
+def _tell_of_instance(ctx: Context, series: Series, recurrence_id: datetime, type_: str, **more: str) -> None:
+    _record(ctx, series, type_, {"series_id": series.id, "recurrence_id": wire_time(recurrence_id), **more})
+
+
+def _record(ctx: Context, series: Series, type_: str, data: JSON) -> None:
+    ctx.uow.record(
+        Event(
+            id=new_id(ctx.now),
+            type=type_,
+            time=ctx.now,
+            source=f"series/{series.id}",
+            data=data,
+            audience=Audience(users=(series.customer_id,)),
+        )
+    )

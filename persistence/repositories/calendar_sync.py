@@ -1,0 +1,171 @@
+"""Feeds of calendars, and sources of busy times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, bindparam, delete, insert, select, update
+
+from domain.bookings import Booking
+from domain.calendar_sync import Source, SourceKind
+from domain.types import Interval
+from persistence.repositories.audit import created, updated
+from persistence.repositories.bookings import booking_of
+from persistence.tables import bookings, busy_times, calendar_feeds, calendar_sources, memberships, providers, users
+from persistence.unit_of_work import UnitOfWork
+
+_FEED = (
+    select(calendar_feeds.c.provider_id)
+    .join(providers, providers.c.id == calendar_feeds.c.provider_id)
+    .join(
+        memberships,
+        (memberships.c.organisation_id == providers.c.organisation_id)
+        & (memberships.c.user_id == calendar_feeds.c.user_id),
+    )
+    .join(users, users.c.id == calendar_feeds.c.user_id)
+    .where(calendar_feeds.c.token_hash == bindparam("token"), users.c.disabled_at.is_(None))
+)
+_JOBS = (
+    select(bookings)
+    .where(
+        bookings.c.provider_id == bindparam("provider"),
+        bookings.c.end > bindparam("from_"),
+        bookings.c.start < bindparam("until"),
+    )
+    .order_by(bookings.c.start, bookings.c.id)
+    .limit(bindparam("most"))
+)
+_SOURCE = select(calendar_sources).where(calendar_sources.c.id == bindparam("source"))
+_SOURCES = (
+    select(calendar_sources)
+    .where(calendar_sources.c.provider_id == bindparam("provider"))
+    .order_by(calendar_sources.c.name)
+)
+_DUE = (
+    select(calendar_sources)
+    .where(calendar_sources.c.next_fetch_at <= bindparam("now"))
+    .order_by(calendar_sources.c.next_fetch_at)
+    .limit(bindparam("most"))
+)
+_CLAIM = (
+    update(calendar_sources)
+    .where(calendar_sources.c.id == bindparam("source"), calendar_sources.c.next_fetch_at == bindparam("due"))
+    .values(next_fetch_at=bindparam("again_at"))
+)
+_TIMES = (
+    select(busy_times.c.start, busy_times.c.end)
+    .where(busy_times.c.source_id == bindparam("source"))
+    .order_by(busy_times.c.number)
+)
+
+
+class SqlCalendarSync:
+    """See :class:`domain.ports.CalendarSync`."""
+
+    def __init__(self, unit: UnitOfWork) -> None:
+        self._unit = unit
+        self._connection = unit.connection
+
+    async def put_feed(self, provider_id: str, user_id: str, token_hash: str) -> None:
+        await self.remove_feed(provider_id, user_id)
+        row = {"provider_id": provider_id, "user_id": user_id, "token_hash": token_hash}
+        await self._connection.execute(insert(calendar_feeds), row | created(self._unit))
+
+    async def remove_feed(self, provider_id: str, user_id: str) -> None:
+        await self._connection.execute(
+            delete(calendar_feeds).where(
+                calendar_feeds.c.provider_id == provider_id, calendar_feeds.c.user_id == user_id
+            )
+        )
+
+    async def provider_of_feed(self, token_hash: str) -> str | None:
+        found: str | None = (await self._connection.execute(_FEED, {"token": token_hash})).scalar_one_or_none()
+        return found
+
+    async def jobs(self, provider_id: str, within: Interval, limit: int) -> Sequence[Booking]:
+        bound = {"provider": provider_id, "from_": within.start, "until": within.end, "most": limit}
+        return [booking_of(row) for row in await self._connection.execute(_JOBS, bound)]
+
+    async def source(self, source_id: str) -> Source | None:
+        row = (await self._connection.execute(_SOURCE, {"source": source_id})).one_or_none()
+        return None if row is None else _source(row)
+
+    async def sources(self, provider_id: str) -> Sequence[Source]:
+        return [_source(row) for row in await self._connection.execute(_SOURCES, {"provider": provider_id})]
+
+    async def add_source(self, source: Source) -> None:
+        row = {
+            "id": source.id,
+            "provider_id": source.provider_id,
+            "organisation_id": source.organisation_id,
+            "name": source.name,
+            "kind": source.kind.value,
+            "url": source.url,
+            "next_fetch_at": source.next_fetch_at,
+        }
+        await self._connection.execute(insert(calendar_sources), row | _findings(source) | created(self._unit))
+
+    async def save_source(self, source: Source) -> None:
+        await self._connection.execute(
+            update(calendar_sources)
+            .where(calendar_sources.c.id == source.id)
+            .values(_findings(source) | updated(self._unit))
+        )
+
+    async def remove_source(self, source_id: str) -> None:
+        await self._connection.execute(delete(busy_times).where(busy_times.c.source_id == source_id))
+        await self._connection.execute(delete(calendar_sources).where(calendar_sources.c.id == source_id))
+
+    async def replace_times(self, source: Source, times: Sequence[Interval]) -> bool:
+        rows = await self._connection.execute(_TIMES, {"source": source.id})
+        if [Interval(row.start, row.end) for row in rows] == list(times):
+            return False
+        await self._connection.execute(delete(busy_times).where(busy_times.c.source_id == source.id))
+        if times:
+            fresh = [
+                {
+                    "source_id": source.id,
+                    "number": number,
+                    "provider_id": source.provider_id,
+                    "start": time.start,
+                    "end": time.end,
+                }
+                for number, time in enumerate(times)
+            ]
+            await self._connection.execute(insert(busy_times), fresh)
+        return True
+
+    async def claim_due(self, again_at: datetime, limit: int) -> Sequence[Source]:
+        claimed = []
+        for row in (await self._connection.execute(_DUE, {"now": self._unit.now, "most": limit})).all():
+            bound = {"source": row.id, "due": row.next_fetch_at, "again_at": again_at}
+            if (await self._connection.execute(_CLAIM, bound)).rowcount == 1:
+                claimed.append(_source(row))
+        return claimed
+
+
+def _source(row: Row[Any]) -> Source:
+    return Source(
+        id=row.id,
+        provider_id=row.provider_id,
+        organisation_id=row.organisation_id,
+        name=row.name,
+        kind=SourceKind(row.kind),
+        url=row.url,
+        times=row.times,
+        skipped=row.skipped,
+        problem=row.problem,
+        fetched_at=row.fetched_at,
+        next_fetch_at=row.next_fetch_at,
+    )
+
+
+def _findings(source: Source) -> dict[str, Any]:
+    return {
+        "times": source.times,
+        "skipped": source.skipped,
+        "problem": source.problem,
+        "fetched_at": source.fetched_at,
+    }

@@ -1,0 +1,103 @@
+"""The order of a day's jobs: as little lateness as possible, then as little driving; and how a plan explains itself."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import permutations
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from domain import routing
+from domain.geography import GreatCircleEta
+from domain.routing import Plan, Stop
+from domain.types import Point
+from tests.domain.marketplace import CENTRE, START, Marketplace, north_of, refused
+
+ETA = GreatCircleEta()
+
+places = st.builds(Point, st.floats(51.4, 51.6), st.floats(-0.3, 0.1))
+stops = st.lists(
+    st.builds(
+        lambda place, opens, window: (place, opens, window),
+        places,
+        st.integers(0, 8 * 3600),
+        st.one_of(st.none(), st.integers(0, 3600)),
+    ),
+    min_size=1,
+    max_size=6,
+).map(
+    lambda rows: [
+        Stop(
+            str(number),
+            place,
+            START + timedelta(seconds=opens),
+            None if window is None else START + timedelta(seconds=opens + window),
+            1800,
+        )
+        for number, (place, opens, window) in enumerate(rows)
+    ]
+)
+
+
+def cost(order: Any) -> tuple[int, int]:
+    return Plan(routing.visits(order, CENTRE, START, ETA), "given").cost
+
+
+@given(stops)
+@settings(max_examples=60, deadline=None)
+def test_exact_plan_is_as_good_as_the_best_of_all_orders(jobs: list[Stop]) -> None:
+    plan = routing.plan(CENTRE, START, jobs, ETA)
+    assert plan.method == "exact"
+    assert plan.cost == min(cost(order) for order in permutations(jobs))
+    assert sorted(visit.stop.id for visit in plan.visits) == sorted(stop.id for stop in jobs)
+
+
+def test_improved_plan_visits_every_stop_and_is_no_worse_than_by_deadline() -> None:
+    jobs = [
+        Stop(str(n), north_of(CENTRE, (n * 7919) % 9000), START, START + timedelta(hours=(n * 5) % 9 + 1), 600)
+        for n in range(routing.MOST_STOPS)
+    ]
+    plan = routing.plan(CENTRE, START, jobs, ETA)
+    assert plan.method == "improved"
+    assert {visit.stop.id for visit in plan.visits} == {stop.id for stop in jobs}
+    assert plan.cost < cost(sorted(jobs, key=lambda stop: stop.closes or START))
+
+
+def test_pinned_stop_stays_first_although_it_is_a_detour() -> None:
+    near = Stop("near", north_of(CENTRE, 100), START, None, 60)
+    far = Stop("far", north_of(CENTRE, 9000), START, None, 60, pinned=True)
+    assert [visit.stop.id for visit in routing.plan(CENTRE, START, [far, near], ETA).visits] == ["far", "near"]
+
+
+async def test_days_jobs_are_put_in_order_with_the_reasons(market: Marketplace) -> None:
+    customer, firm = await market.customer(), await market.firm()
+    later = await market.book_slot(customer, in_hours=4, location=north_of(CENTRE, 4000).view())
+    await market.accept(firm, later)
+    sooner = await market.book_slot(customer, in_hours=2)
+    await market.accept(firm, sooner)
+    tomorrow = await market.book_slot(customer, in_hours=30)
+    await market.accept(firm, tomorrow)
+    plan = await market.call(firm.person, "route.plan")
+    assert [visit["booking_id"] for visit in plan["visits"]] == [sooner, later]
+    first, second = plan["visits"]
+    assert (first["wait_seconds"], first["why"]) == (2 * 3600, "0 min of driving, 120 min before the agreed time")
+    assert second["travel_seconds"] == pytest.approx(4000 * 1.3 / (25 / 3.6), abs=2)
+    assert (plan["method"], plan["totals"]["late_seconds"]) == ("exact", 0)
+    operator = await market.operator()
+    other_day = await market.call(operator, "route.plan", provider_id=firm.provider_id, day="2026-11-25T12:00:00Z")
+    assert [visit["booking_id"] for visit in other_day["visits"]] == [tomorrow]
+    assert await refused(market.call(firm.person, "route.plan", day="2026-11-25")) == "invalid_params"
+
+
+async def test_job_under_way_is_first_and_its_remaining_work_counts(market: Marketplace) -> None:
+    customer, firm = await market.customer(), await market.firm()
+    slot = await market.book_slot(customer, in_hours=3)
+    await market.accept(firm, slot)
+    job = await market.job(customer, firm, "en_route", "arrived", "in_progress")
+    market.clock.advance(600)
+    plan = await market.call(firm.person, "route.plan")
+    assert [(visit["booking_id"], visit["pinned"]) for visit in plan["visits"]] == [(job, True), (slot, False)]
+    assert plan["visits"][0]["leave_at"] == "2026-11-24T10:00:00.000Z"

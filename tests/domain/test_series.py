@@ -1,0 +1,261 @@
+"""Series: instances weeks ahead, each once; another rule for one, the rest or all; what cannot be booked is said."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from domain.bookings import Booking, Status
+from domain.context import Context
+from domain.identity import Actor
+from domain.series import make_instances
+from domain.types import JSON, wire_time
+from persistence import tables
+from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, refusal, refused
+from tests.domain.test_slots import plan
+
+TUESDAYS: JSON = {
+    "rrule": "FREQ=WEEKLY;BYDAY=TU",
+    "tzid": "America/New_York",
+    "dtstart": "2026-12-01T10:00",
+    "duration_minutes": 60,
+}
+"""From a week after the beginning on, at 15:00 UTC."""
+
+ALL_DAY: JSON = {"rrule": "FREQ=DAILY", "tzid": "UTC", "dtstart": "2026-01-01T00:00", "duration_minutes": 1440}
+DAY = 86_400.0
+
+
+async def begin(market: Marketplace, customer: Actor, recurrence: JSON = TUESDAYS, **params: Any) -> JSON:
+    wanted = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": recurrence} | params
+    made: JSON = (await market.call(customer, "series.create", **wanted))["series"]
+    await settle(market)
+    return made
+
+
+async def settle(market: Marketplace) -> None:
+    """Lets the background make what there is to make."""
+    await market.advance(1)
+
+
+async def shown(market: Marketplace, customer: Actor, series_id: str) -> JSON:
+    return await market.call(customer, "series.get", series_id=series_id)
+
+
+async def edit(market: Marketplace, customer: Actor, series_id: str, scope: str, **params: Any) -> JSON:
+    version = (await shown(market, customer, series_id))["series"]["version"]
+    edited = await market.call(customer, "series.edit", series_id=series_id, scope=scope, version=version, **params)
+    await settle(market)
+    return edited
+
+
+async def booked(market: Marketplace, *statuses: str) -> list[Booking]:
+    """Bookings that are not cancelled, or of these statuses, in the order of their times."""
+    rows = await market.rows(tables.bookings.select().order_by(tables.bookings.c.start))
+    found = [await market.booking(row.id) for row in rows]
+    return [each for each in found if (each.status in statuses if statuses else each.status is not Status.CANCELLED)]
+
+
+def times(bookings: list[Booking]) -> list[datetime]:
+    return [each.slot.start for each in bookings if each.slot]
+
+
+def tuesday(weeks: int, hour: int = 15) -> datetime:
+    return datetime(2026, 12, 1, hour, tzinfo=UTC) + timedelta(weeks=weeks)
+
+
+async def planned_firm(market: Marketplace) -> Firm:
+    firm = await market.firm(max_daily_jobs=100)
+    await plan(market, firm, ALL_DAY)
+    return firm
+
+
+async def test_instances_are_made_sixty_days_ahead_and_the_next_ones_when_they_come_near(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id, notes="the back door")
+    jobs = await booked(market)
+    assert times(jobs) == [tuesday(week) for week in range(8)], "the ninth is more than sixty days away"
+    assert {(job.status, job.provider_id, job.notes) for job in jobs} == {
+        ("scheduled", firm.provider_id, "the back door")
+    }
+    answer = await shown(market, customer, series["id"])
+    assert [each["recurrence_id"] for each in answer["instances"]] == [wire_time(tuesday(week)) for week in range(8)]
+    assert [each["booking_id"] for each in answer["instances"]] == [job.id for job in jobs]
+    assert f"series:{series['id']}" in await market.timer_names()
+    await market.advance(4 * DAY)
+    assert len(await booked(market)) == 9
+    await market.advance(7 * DAY)
+    assert times(await booked(market))[-1] == tuesday(9)
+
+
+async def test_instances_without_a_provider_look_for_one_each(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    await begin(market, customer, TUESDAYS | {"rrule": "FREQ=WEEKLY;COUNT=2"})
+    jobs = await booked(market, "awaiting_assignment")
+    assert [await market.asked(job.id) for job in jobs] == [{firm.provider_id}] * 2
+    ended = (await market.events("series.ended"))[-1]
+    assert (ended.data["series"]["status"], ended.channels) == ("ended", {f"user:{customer.user_id}"})
+
+
+async def test_workers_at_once_and_again_make_each_instance_once(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    wanted = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": TUESDAYS}
+    made = await market.call(customer, "series.create", **wanted, provider_id=firm.provider_id)
+    data = {"series_id": made["series"]["id"]}
+
+    async def worker() -> None:
+        """A node that believes the timer is its own, as one does that was thought dead."""
+        for _ in range(3):
+
+            async def step(ctx: Context) -> None:
+                await make_instances(ctx, data)
+
+            await market.as_system(step)
+
+    await market.warm()
+    await asyncio.gather(*(worker() for _ in range(4)), market.run_timers())
+    await settle(market)
+    assert times(await booked(market)) == [tuesday(week) for week in range(8)]
+    assert len(await market.events("series.instance_created")) == 8
+    assert await market.count(tables.series_instances) == 8
+
+
+async def test_instance_whose_provider_is_not_free_is_skipped_and_said(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    closed = {"kind": "closed", "start": tuesday(1, 0).isoformat(), "end": tuesday(1, 23).isoformat()}
+    await market.call(firm.person, "availability.add_exception", provider_id=firm.provider_id, **closed)
+    job = await market.book_slot(customer, (tuesday(2) - START) / timedelta(hours=1))
+    await market.accept(firm, job)
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    skipped = {
+        event.data["recurrence_id"]: event.data["reason"] for event in await market.events("series.instance_skipped")
+    }
+    assert skipped == {wire_time(tuesday(1)): "slot_closed", wire_time(tuesday(2)): "slot_taken"}
+    statuses = Counter(each["status"] for each in (await shown(market, customer, series["id"]))["instances"])
+    assert statuses == {"booked": 6, "skipped": 2}
+
+
+async def test_one_instance_moves_and_the_others_stay(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    this = {"recurrence_id": tuesday(1).isoformat(), "start": tuesday(1, 17).isoformat()}
+    answer = await edit(market, customer, series["id"], "this", **this)
+    assert times(await booked(market))[:3] == [tuesday(0), tuesday(1, 17), tuesday(2)]
+    moved = answer["instances"][1]
+    assert (moved["recurrence_id"], moved["reason"]) == (wire_time(tuesday(1)), "moved")
+    await market.advance(5 * DAY)
+    assert len(await booked(market)) == 9, "the moved one is not made again"
+
+
+async def test_one_instance_is_called_off_for_good(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    far = tuesday(9)
+    for recurrence_id in (tuesday(1), far):
+        params = {"scope": "this", "recurrence_id": recurrence_id.isoformat()}
+        await market.call(customer, "series.cancel", series_id=series["id"], **params)
+    assert times(await booked(market, "cancelled")) == [tuesday(1)]
+    await edit(market, customer, series["id"], "all", recurrence=TUESDAYS)
+    await market.advance(20 * DAY)
+    assert not {tuesday(1), far} & set(times(await booked(market)))
+    assert tuesday(10) in times(await booked(market))
+
+
+async def test_new_rule_for_all_keeps_what_fits_and_replaces_the_rest(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    before = {job.id for job in await booked(market)}
+    every_other = TUESDAYS | {"rrule": "FREQ=WEEKLY;INTERVAL=2;BYDAY=TU,TH"}
+    await edit(market, customer, series["id"], "all", recurrence=every_other)
+    jobs = await booked(market)
+    thursdays = [each for each in jobs if each.slot and each.slot.start.weekday() == 3]
+    assert times(jobs)[:3] == [tuesday(0), tuesday(0) + timedelta(days=2), tuesday(2)]
+    assert {job.id for job in jobs} & before == {job.id for job in jobs if job not in thursdays}
+    assert len(await booked(market, "cancelled")) == 4
+
+
+async def test_rest_of_a_series_becomes_a_series_of_its_own(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    later = TUESDAYS | {"dtstart": "2026-12-22T12:00"}
+    answer = await edit(
+        market, customer, series["id"], "future", recurrence_id=tuesday(3).isoformat(), recurrence=later
+    )
+    assert answer["series"]["follows"] == series["id"]
+    assert times(await booked(market))[:5] == [tuesday(0), tuesday(1), tuesday(2), tuesday(3, 17), tuesday(4, 17)]
+    old = await shown(market, customer, series["id"])
+    assert (old["series"]["ends_before"], len(old["instances"])) == (wire_time(tuesday(3)), 3)
+    assert old["series"]["status"] == "active"
+    await market.advance(5 * DAY)
+    assert (await shown(market, customer, series["id"]))["series"]["status"] == "ended"
+    listed = (await market.call(customer, "series.list"))["series"]
+    assert [each["id"] for each in listed] == [answer["series"]["id"], series["id"]]
+
+
+@pytest.mark.parametrize(("scope", "left"), [("future", 3), ("all", 0)])
+async def test_rest_of_a_series_is_called_off_and_no_more_is_made(market: Marketplace, scope: str, left: int) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    since = {"recurrence_id": tuesday(3).isoformat()} if scope == "future" else {}
+    await market.call(customer, "series.cancel", series_id=series["id"], scope=scope, **since)
+    await market.advance(30 * DAY)
+    assert len(await booked(market)) == left
+    if scope == "all":
+        assert await refused(edit(market, customer, series["id"], "all", recurrence=TUESDAYS)) == "series_cancelled"
+        assert (await market.events("series.cancelled"))[-1].data["series"]["status"] == "cancelled"
+
+
+async def test_work_that_has_begun_is_not_touched(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    first = (await booked(market))[0]
+    await market.step(firm.person, first.id, "en_route")
+    await market.call(customer, "series.cancel", series_id=series["id"], scope="all")
+    assert [job.id for job in await booked(market)] == [first.id]
+
+
+async def test_series_of_somebody_who_is_out_rests(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    await market.write(lambda uow: uow.people.disable(customer.user_id, START))
+    await begin(market, customer, provider_id=firm.provider_id)
+    assert await booked(market) == []
+    await market.write(lambda uow: uow.people.disable(customer.user_id, None))
+    await market.advance(DAY)
+    assert len(await booked(market)) == 8
+
+
+async def test_edits_that_make_no_sense_are_refused(market: Marketplace) -> None:
+    customer = await market.customer()
+    series = await begin(market, customer)
+    for params, where in (
+        ({"scope": "this", "recurrence_id": tuesday(1).isoformat()}, "start"),
+        ({"scope": "this", "start": tuesday(1, 17).isoformat()}, "recurrence_id"),
+        ({"scope": "future", "recurrence_id": tuesday(1, 16).isoformat(), "recurrence": TUESDAYS}, "recurrence_id"),
+        ({"scope": "all"}, "recurrence"),
+        ({"scope": "all", "recurrence": TUESDAYS | {"rrule": "FREQ=HOURLY"}}, "recurrence.rrule"),
+        (
+            {"scope": "all", "recurrence": TUESDAYS | {"rrule": "FREQ=DAILY;COUNT=1", "dtstart": "2026-01-01T00:00"}},
+            "recurrence.rrule",
+        ),
+    ):
+        error = await refusal(market.call(customer, "series.edit", series_id=series["id"], version=1, **params))
+        assert error.details["errors"][0]["where"] == where
+    stale = market.call(customer, "series.edit", series_id=series["id"], version=7, scope="all", recurrence=TUESDAYS)
+    assert await refused(stale) == "conflict"
+    wanted = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": TUESDAYS, "provider_id": "nobody"}
+    error = await refusal(market.call(customer, "series.create", **wanted))
+    assert error.details["errors"][0]["where"] == "provider_id"
+
+
+async def test_local_time_stays_through_a_clock_change(market: Marketplace) -> None:
+    customer = await market.customer()
+    nine = TUESDAYS | {"tzid": "Europe/London", "dtstart": "2027-03-16T09:00"}
+    await begin(market, customer, nine)
+    assert await booked(market) == [], "all of it is too far away"
+    await market.advance(77 * DAY)
+    made = [f"{each:%m-%d %H}" for each in times(await booked(market, "unfulfilled", "awaiting_assignment"))]
+    assert made == ["03-16 09", "03-23 09", "03-30 08", "04-06 08"]

@@ -27,6 +27,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from channels.admission import Admission
 from channels.heartbeat import Wheel
 from channels.hub import Hub
 from channels.limits import Limits, TokenBuckets, Verdict
@@ -99,6 +100,7 @@ class Node:
     """
 
     limits: Limits
+    admission: Admission
     hub: Hub
     subscriptions: Subscriptions
     presence: Presence
@@ -299,6 +301,22 @@ class Session:
                 return await _within(limit, self._node.desk.execute(method, request.params, actor, origin))
 
     async def _connect(self, request: Request, origin: Origin) -> None:
+        admission = self._node.admission
+        try:
+            await admission.enter()
+        except Unavailable as error:
+            self._connecting = False
+            self._answer_error(request, error, origin)
+            self.close(CloseCode.SERVER_ERROR)
+            return
+        try:
+            # The client may have gone while it stood in line.
+            if not self.closed:
+                await self._let_in(request, origin)
+        finally:
+            admission.leave()
+
+    async def _let_in(self, request: Request, origin: Origin) -> None:
         node = self._node
         try:
             if self.actor is not None:

@@ -175,6 +175,7 @@ class Application:
     Attributes:
         asgi: what the HTTP server runs, between :meth:`start` and :meth:`stop`.
         accounts, desk, transactions: for seeds and the command line.
+        doorman: tells who presents a token.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -261,14 +262,14 @@ class Application:
             )
         self._issuer_documents: JsonFetcher | None = None
         self._issuer_keys: IssuerKeys | None = None
-        doorman = TokenDoorman(self.tokens, self.accounts, clock, self._trusted_issuer())
+        self.doorman = TokenDoorman(self.tokens, self.accounts, clock, self._trusted_issuer())
         connections = ProviderConnections(self.desk, self.node_id, clock)
         self.realtime = Realtime(
             Ports(
                 log=self.log,
                 broker=self.broker,
                 desk=self.desk,
-                doorman=doorman,
+                doorman=self.doorman,
                 access=DatabaseAccess(self.database),
                 snapshots=DatabaseSnapshots(self.transactions, self.desk),
                 connections=connections,
@@ -337,7 +338,7 @@ class Application:
             second_factor=self.second_factor,
             credentials=self.credentials,
             desk=self.desk,
-            doorman=doorman,
+            doorman=self.doorman,
             feeds=CalendarFeeds(self.transactions, self.desk),
             tokens=self.tokens,
             metrics=self.metrics,
@@ -436,6 +437,7 @@ class Application:
     async def stop(self) -> None:
         """Ends what :meth:`start` began, last first."""
         await self.realtime.stop()
+        await self.doorman.close()
         await self.workers.stop()
         if self.presence is not None:
             await self.presence.stop()

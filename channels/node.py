@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from channels.admission import Admission
 from channels.heartbeat import Wheel
 from channels.hub import Hub
 from channels.limits import Limits, TokenBuckets
@@ -41,6 +42,7 @@ class Node:
     """
 
     limits: Limits
+    admission: Admission
     hub: Hub
     subscriptions: Subscriptions
     presence: Presence

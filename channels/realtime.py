@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from channels.admission import Admission
 from channels.broker import Broker
 from channels.ephemeral import Announcer
 from channels.heartbeat import Wheel
@@ -89,6 +90,7 @@ class Realtime:
         self._beating: asyncio.Task[None] | None = None
         self._node = Node(
             limits=limits,
+            admission=Admission(limits.connects_at_once, limits.line_seconds),
             hub=self.hub,
             subscriptions=self._subscriptions,
             presence=self.presence,

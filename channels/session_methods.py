@@ -63,9 +63,25 @@ async def connect(session: Session, params: JSON) -> Answer:
     """``session.connect``: who is there, and the person's own channels with all that was missed on them.
 
     Raises:
-        Ending: no good token, too many connections, or no channels.
+        Ending: too long in line, no good token, too many connections, or no channels.
         FixnadoError: refused for now; the client may try again on the same connection.
     """
+    admission = session.node.admission
+    try:
+        await admission.enter()
+    except Unavailable as error:
+        session.connecting = False
+        raise Ending(error, CloseCode.SERVER_ERROR) from error
+    try:
+        # The client may have gone while it stood in line.
+        if session.closed:
+            raise Unavailable
+        return await _let_in(session, params)
+    finally:
+        admission.leave()
+
+
+async def _let_in(session: Session, params: JSON) -> Answer:
     node = session.node
     try:
         if session.actor is not None:

@@ -178,6 +178,7 @@ class Application:
     Attributes:
         asgi: what the HTTP server runs, between :meth:`start` and :meth:`stop`.
         accounts, desk, transactions: for seeds and the command line.
+        doorman: tells who presents a token.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -264,7 +265,7 @@ class Application:
             )
         self._issuer_documents: JsonFetcher | None = None
         self._issuer_keys: IssuerKeys | None = None
-        doorman = TokenDoorman(self.tokens, self.accounts, clock, self._trusted_issuer())
+        self.doorman = TokenDoorman(self.tokens, self.accounts, clock, self._trusted_issuer())
         connections = ProviderConnections(self.desk, self.node_id, clock)
         # In session ids, where other nodes look for who holds an event stream. It says nothing about the machine.
         tag = secrets.token_hex(4)
@@ -273,7 +274,7 @@ class Application:
                 log=self.log,
                 broker=self.broker,
                 desk=self.desk,
-                doorman=doorman,
+                doorman=self.doorman,
                 access=DatabaseAccess(self.database),
                 snapshots=DatabaseSnapshots(self.transactions, self.desk),
                 connections=connections,
@@ -352,7 +353,7 @@ class Application:
             second_factor=self.second_factor,
             credentials=self.credentials,
             desk=self.desk,
-            doorman=doorman,
+            doorman=self.doorman,
             feeds=CalendarFeeds(self.transactions, self.desk),
             tokens=self.tokens,
             metrics=self.metrics,
@@ -449,6 +450,7 @@ class Application:
         """Ends what :meth:`start` began, last first."""
         await self.realtime.stop()
         await self.streams.stop()
+        await self.doorman.close()
         await self.workers.stop()
         if self.presence is not None:
             await self.presence.stop()

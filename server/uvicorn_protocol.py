@@ -52,6 +52,9 @@ LEND = "fixnado.lend"
 HEADER_SECONDS = 5.0
 """From the first moment of a connection, or the first byte of a later request, to the end of its headers."""
 
+LATE_LOOP_SECONDS = 0.05
+"""From that deadline to the abort: at least one turn of the loop, in which it reads."""
+
 BODY_SECONDS = 10.0
 """From the end of a request's headers to the end of its body, which is 64 KiB at most."""
 
@@ -481,7 +484,11 @@ class HttpProtocol(HttpToolsProtocol):
     def _expect_headers(self) -> None:
         if self._header_timer is None:
             self._header_bytes = 0
-            self._header_timer = self.loop.call_later(self.header_seconds, self._abort)
+            self._header_timer = self.loop.call_later(self.header_seconds, self._look_once_more)
+
+    def _look_once_more(self) -> None:
+        # When it is the loop that was late, in a storm, the headers are in the socket already: let them be read.
+        self._header_timer = self.loop.call_later(LATE_LOOP_SECONDS, self._abort)
 
     def _abort(self) -> None:
         self._header_timer = None

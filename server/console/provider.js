@@ -3,7 +3,11 @@ import { createBookingCard } from './booking-card.js';
 import { h, icon, setText, show } from './dom.js';
 import { startDrive } from './drive.js';
 import { createOfferCard } from './offer-card.js';
+import { createWeek } from './week.js';
 import { isActive, nameOf, PRESENCE, problem, reasonText } from './words.js';
+
+/** Members who plan, and hear everything about their organisation's jobs. */
+const MANAGERS = ['owner', 'dispatcher'];
 
 /** Steps a provider can take from each status: the first is the usual one. @type {Record<string, { to: string, label: string }[]>} */
 const NEXT = {
@@ -19,7 +23,7 @@ const NEXT = {
 };
 
 /**
- * What a provider works with: presence, offers that pop up, and the jobs taken.
+ * What a provider works with: presence, offers that pop up, the jobs taken, and the week they fall into.
  *
  * @param {import('./pane.js').Person} person
  * @returns {import('./pane.js').View}
@@ -48,13 +52,27 @@ export function providerView(person) {
   const pastTitle = h('summary', {}, 'Earlier jobs');
   const pastBox = h('details', { class: 'more', hidden: true }, pastTitle, past);
   const error = h('p', { class: 'error', role: 'alert', hidden: true });
+  const week = createWeek({ client, services: () => services });
+  const shown = h(
+    'div',
+    { class: 'segments parts', role: 'radiogroup', 'aria-label': 'What to show', onchange: () => (element.dataset.part = chosenPart()) },
+    part('jobs', 'Jobs', true),
+    part('week', 'Week', false),
+  );
   const element = h(
     'div',
-    { class: 'stack' },
-    presence.element,
-    h('section', { class: 'stack', 'aria-label': 'Offers' }, h('h3', { class: 'section-title' }, 'Offers'), alert, offerNote, noOffers, offerList),
-    h('section', { class: 'stack', 'aria-label': 'Jobs' }, h('h3', { class: 'section-title' }, 'Jobs'), error, noJobs, jobList, pastBox),
+    { class: 'stack halves', 'data-part': 'jobs' },
+    shown,
+    h(
+      'div',
+      { class: 'stack half-jobs' },
+      presence.element,
+      h('section', { class: 'stack', 'aria-label': 'Offers' }, h('h3', { class: 'section-title' }, 'Offers'), alert, offerNote, noOffers, offerList),
+      h('section', { class: 'stack', 'aria-label': 'Jobs' }, h('h3', { class: 'section-title' }, 'Jobs'), error, noJobs, jobList, pastBox),
+    ),
+    h('div', { class: 'half-week' }, week.element),
   );
+  const chosenPart = () => /** @type {HTMLInputElement} */ (shown.querySelector(':checked')).value;
   const serviceName = (id) => nameOf(services, id);
   let noteTimer = null;
 
@@ -120,7 +138,7 @@ export function providerView(person) {
 
   const isMine = (booking) => booking.provider_id === provider?.id;
 
-  /** Jobs that operations gave or took are not told on the provider's own channel; a change of status hints at them. */
+  /** Technicians do not hear of jobs that operations gave or took; a change of status hints at them. */
   async function reload() {
     const before = jobs.values().filter(isActive);
     try {
@@ -249,6 +267,40 @@ export function providerView(person) {
 
   // --- what is heard
 
+  /** @type {string | null} */
+  let organisation = null;
+
+  /** Managers hear of every job of their organisation, also of those that operations give and take. */
+  async function learnRole() {
+    try {
+      const { organisations } = await client.call('organisation.list');
+      const own = organisations.find((each) => each.provider_id === provider?.id);
+      if (!provider || !own) return;
+      const manages = MANAGERS.includes(own.role);
+      week.of(provider.id, manages);
+      if (manages && organisation !== own.id) hearOrganisation(own.id);
+    } catch {
+      // Whoever cannot be told what they may do sees what everybody sees.
+      if (provider) week.of(provider.id, false);
+    }
+  }
+
+  function hearOrganisation(id) {
+    organisation = id;
+    const channel = client.channel(`organisation:${id}`);
+    channel.on('snapshot', () => void reload());
+    channel.on('*', ({ data }) => {
+      if (!data.booking) return;
+      takeNews(data.booking);
+      week.reload();
+    });
+    channel.on('lost', () => {
+      organisation = null;
+      void learnRole();
+    });
+    channel.subscribe().catch(() => undefined);
+  }
+
   function listenTo(channel) {
     if (!channel.name.startsWith('provider:')) return;
     channel.on('snapshot', ({ state }) => {
@@ -260,7 +312,9 @@ export function providerView(person) {
       for (const booking of state.bookings) jobs.put(booking);
       renderEmpty();
       void reload();
+      void learnRole();
     });
+    channel.on('resumed', () => week.reload());
     channel.on('offer.made', ({ data, recovered }) => addOffer(data.offer, recovered));
     channel.on('offer.withdrawn', ({ data }) => {
       if (removeOffer(data.offer_id)) note(`An offer was withdrawn: ${reasonText(data.reason)}.`);
@@ -274,7 +328,9 @@ export function providerView(person) {
       if (provider) provider.status = data.status;
       presence.render(data.status);
       renderEmpty();
-      void reload();
+      week.reload();
+      // A change of hours alone moves no job.
+      if (!/^(rules|exception)_/.test(data.reason)) void reload();
     });
   }
   client.on('channel', listenTo);
@@ -284,6 +340,7 @@ export function providerView(person) {
     .then((answer) => {
       services = answer.services;
       for (const { card } of cards.values()) card.update(card.booking);
+      week.renamed();
     })
     .catch(() => undefined);
   renderEmpty();
@@ -292,10 +349,16 @@ export function providerView(person) {
     element,
     dispose() {
       clearTimeout(noteTimer);
+      week.dispose();
       for (const card of offers.values()) card.dispose();
       for (const job of cards.values()) job.dispose();
     },
   };
+}
+
+/** @param {string} value @param {string} label @param {boolean} checked */
+function part(value, label, checked) {
+  return h('label', {}, h('input', { type: 'radio', name: 'provider-part', value, checked, 'data-testid': `provider-${value}-part` }), h('span', {}, label));
 }
 
 /** @param {import('/client/index.js').RealtimeClient} client */

@@ -47,7 +47,7 @@ export function createAttention({ client, serviceName, providers, open, onbookin
       ({ id, status, updated_at: at }) => status === 'awaiting_assignment' && (called.has(id) || (asked(id) === 0 && Date.parse(at) < settled)),
     );
     const standing = bookings.filter(({ id, status }) => stalls.has(id) && status === 'en_route');
-    const urgency = (booking) => (called.has(booking.id) ? 0 : 1e15) + (pressing(booking, 0)?.at ?? 1e14);
+    const urgency = (booking) => (called.has(booking.id) ? 0 : 1e15) + (pressing(booking, client.serverNow())?.at ?? 1e14);
     waiting.sort((one, other) => urgency(one) - urgency(other));
     const wanted = [...waiting.map((booking) => ({ key: `rescue ${booking.id}`, booking, make: rescueRow })), ...standing.map((booking) => ({ key: `stall ${booking.id}`, booking, make: stallRow }))];
     const keys = new Set(wanted.map(({ key }) => key));

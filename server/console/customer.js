@@ -3,10 +3,7 @@ import { createBookingCard } from './booking-card.js';
 import { bookingForm } from './booking-form.js';
 import { h, setText, show } from './dom.js';
 import { createSeriesList } from './series-list.js';
-import { isActive, nameOf, problem } from './words.js';
-
-/** Work this far ahead waits folded, as a series makes many at once. */
-const LATER_MS = 8 * 24 * 3_600_000;
+import { isActive, isLater, nameOf, problem } from './words.js';
 
 /**
  * What a customer works with: a form to book, and the bookings moving along.
@@ -60,7 +57,7 @@ export function customerView(person) {
   /** Newest first. One that ends under the eyes of the person stays where it is. */
   function arrange(card, fresh) {
     if (fresh) {
-      const home = isActive(card.booking) ? (isLater(card.booking) ? later : list) : past;
+      const home = isActive(card.booking) ? (isLater(card.booking, client.serverNow()) ? later : list) : past;
       const next = [...home.children].find((other) => (/** @type {any} */ (other).dataset.bookingId ?? '') < card.booking.id);
       home.insertBefore(card.element, next ?? null);
     }
@@ -71,8 +68,6 @@ export function customerView(person) {
     setText(pastTitle, `Earlier bookings (${past.children.length})`);
     form.fold([...bookings.values()].some(isActive));
   }
-
-  const isLater = (booking) => Boolean(booking.start) && Date.parse(booking.start) > client.serverNow() + LATER_MS;
 
   const channel = client.channel(`user:${user.id}`);
   channel.on('*', (event) => {

@@ -4,7 +4,7 @@ import { h, icon, setText, show } from './dom.js';
 import { startDrive } from './drive.js';
 import { createOfferCard } from './offer-card.js';
 import { createWeek } from './week.js';
-import { isActive, nameOf, PRESENCE, problem, reasonText } from './words.js';
+import { isActive, isLater, nameOf, PRESENCE, problem, reasonText } from './words.js';
 
 /** Members who plan, and hear everything about their organisation's jobs. */
 const MANAGERS = ['owner', 'dispatcher'];
@@ -48,6 +48,9 @@ export function providerView(person) {
   const alert = h('p', { class: 'visually-hidden', role: 'alert', 'data-testid': 'offer-alert' });
   const jobList = h('div', { class: 'stack', 'data-testid': 'provider-jobs' });
   const noJobs = h('p', { class: 'empty' }, 'No job yet. One you accept is worked from here.');
+  const later = h('div', { class: 'stack' });
+  const laterTitle = h('summary', {}, 'Later');
+  const laterBox = h('details', { class: 'more', hidden: true, 'data-testid': 'provider-later' }, laterTitle, later);
   const past = h('div', { class: 'stack' });
   const pastTitle = h('summary', {}, 'Earlier jobs');
   const pastBox = h('details', { class: 'more', hidden: true }, pastTitle, past);
@@ -68,7 +71,7 @@ export function providerView(person) {
       { class: 'stack half-jobs' },
       presence.element,
       h('section', { class: 'stack', 'aria-label': 'Offers' }, h('h3', { class: 'section-title' }, 'Offers'), alert, offerNote, noOffers, offerList),
-      h('section', { class: 'stack', 'aria-label': 'Jobs' }, h('h3', { class: 'section-title' }, 'Jobs'), error, noJobs, jobList, pastBox),
+      h('section', { class: 'stack', 'aria-label': 'Jobs' }, h('h3', { class: 'section-title' }, 'Jobs'), error, noJobs, jobList, laterBox, pastBox),
     ),
     h('div', { class: 'half-week' }, week.element),
   );
@@ -87,7 +90,9 @@ export function providerView(person) {
     setText(noOffers, waiting[status] ?? '');
     show(noOffers, offers.size === 0);
     noOffers.classList.toggle('slim', jobs.values().some(isActive));
-    show(noJobs, jobList.children.length === 0);
+    show(noJobs, jobList.children.length === 0 && later.children.length === 0);
+    show(laterBox, later.children.length > 0);
+    setText(laterTitle, `Later (${later.children.length})`);
     show(pastBox, past.children.length > 0);
     setText(pastTitle, `Earlier jobs (${past.children.length})`);
   }
@@ -175,10 +180,18 @@ export function providerView(person) {
     } else {
       const job = createJob(booking);
       cards.set(booking.id, job);
-      (isActive(booking) ? jobList : past).prepend(job.card.element);
+      const home = isActive(booking) ? (isLater(booking, client.serverNow()) ? later : jobList) : past;
+      const next = [...home.children].find((other) => comesAfter(cards.get(/** @type {HTMLElement} */ (other).dataset.bookingId ?? '')?.card.booking, booking));
+      home.insertBefore(job.card.element, next ?? null);
     }
     renderEmpty();
   });
+
+  /** Work on demand first, newest on top; then by the agreed time. */
+  function comesAfter(other, booking) {
+    if (!other || Boolean(other.start) !== Boolean(booking.start)) return Boolean(other?.start);
+    return booking.start ? other.start > booking.start : other.id < booking.id;
+  }
 
   function createJob(booking) {
     const steps = h('div', { class: 'steps' });

@@ -1,5 +1,5 @@
 import { h, icon, setText, show } from './dom.js';
-import { countdown } from './moments.js';
+import { countdown, HOUR } from './moments.js';
 import { code } from './words.js';
 
 /** More than these are too many to act on at a glance. */
@@ -10,6 +10,8 @@ const CLOCKS = {
   arrival: { label: 'Arrival', statuses: ['assigned', 'scheduled', 'en_route', 'awaiting_assignment'] },
   completion: { label: 'Completion', statuses: ['in_progress'] },
 };
+/** What is due after this needs nobody yet. */
+const AHEAD_MS = 24 * HOUR;
 const LOOKS = {
   running: { tone: 'off', icon: 'clock' },
   warned: { tone: 'wait', icon: 'warning' },
@@ -31,7 +33,7 @@ export function pressing(booking, now) {
     const at = Date.parse(clock.due_at);
     if (!found || at < found.at) found = { label, status: clock.status, at };
   }
-  if (!found) return null;
+  if (!found || found.at > now + AHEAD_MS) return null;
   const late = found.status === 'breached';
   const left = found.at - now;
   const text = late ? `late by ${countdown(-left)}` : left > 0 ? `${countdown(left)} left` : 'due now';

@@ -258,7 +258,7 @@ export function createSlotPicker({ client, onchange }) {
     } catch (failure) {
       if (failure.type === 'slot_taken' || failure.type === 'slot_closed') {
         seen.get(start)?.providers.clear();
-        say(`Somebody was faster: ${clockOf(new Date(start))} is gone. Choose another time.`);
+        say(`${clockOf(new Date(start))} is not free any more: somebody was faster. Choose another time.`);
       } else refuse(failure);
       refresh();
     } finally {

@@ -31,6 +31,7 @@ class Kind(StrEnum):
 
 ADMIN_BOOKINGS = "admin:bookings"
 ADMIN_SECURITY = "admin:security"
+ADMIN_ZONES = "admin:zones"
 CONTROL = "control"
 """Read by nodes only; no client can name it."""
 
@@ -38,7 +39,7 @@ _ID = r"[A-Za-z0-9_-]{1,64}"
 _GRAMMAR = re.compile(
     rf"(?:(?P<kind>user|provider|booking|conversation|organisation|zone):(?P<id>{_ID})"
     rf"|availability:(?P<service>{_ID}):(?P<zone>{_ID})"
-    r"|admin:(?P<admin>bookings|security))"
+    r"|admin:(?P<admin>bookings|security|zones))"
 )
 
 
@@ -164,7 +165,7 @@ def route(event: Event) -> Sequence[str]:
             channels += [f"user:{user}" for user in to.users]
         case "zone" if event.type == "zone.heat_updated":
             # Where single providers are is nothing for their competitors, who hear the zone.
-            channels.append(ADMIN_BOOKINGS)
+            channels.append(ADMIN_ZONES)
         case "zone" | "announcement":
             channels += [f"zone:{zone}" for zone in to.zones]
         case "slot":

@@ -11,23 +11,23 @@ from pydantic import Field
 from domain import availability, routing
 from domain.bookings import UNDER_WAY, Booking, Status
 from domain.context import Context
-from domain.errors import Forbidden, InvalidParams
+from domain.errors import Forbidden
 from domain.providers import Provider
 from domain.routing import Plan, Stop, Visit
 from domain.sla import TICKING, ClockName
 from domain.types import JSON, wire_time
-from domain.views import Params, PointView, View
+from domain.views import Moment, Params, PointView, View
 
 AT_THE_DOOR = frozenset({Status.ARRIVED, Status.IN_PROGRESS, Status.PAUSED})
 
 
 class PlanRoute(Params):
-    """``provider_id`` is needed by operations and by whoever speaks for several; ``day`` is a UTC date, today by
-    default.
+    """``provider_id`` is needed by operations and by whoever speaks for several; ``day`` is any moment of a day in UTC,
+    today by default.
     """
 
     provider_id: Annotated[str, Field(max_length=64)] | None = None
-    day: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] | None = None
+    day: Moment | None = None
 
 
 class VisitView(View):
@@ -78,14 +78,10 @@ async def plan_route(ctx: Context, params: PlanRoute) -> JSON:
 
     Raises:
         Forbidden: not the caller's provider, and the caller is not operations.
-        InvalidParams: no such day.
     """
     provider = await _provider(ctx, params.provider_id)
     today = ctx.now.astimezone(UTC).date()
-    try:
-        day = datetime.fromisoformat(params.day).date() if params.day else today
-    except ValueError:
-        raise InvalidParams.at("day", "there is no such day") from None
+    day = params.day.astimezone(UTC).date() if params.day else today
     midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
     jobs = [
         job

@@ -17,7 +17,7 @@ import structlog
 
 from channels.ports import SignedIn
 from channels.protocol import read_event
-from channels.topics import ADMIN_SECURITY, Facts, Kind, Topic
+from channels.topics import ADMIN_BOOKINGS, ADMIN_SECURITY, Facts, Kind, Topic
 from domain import availability, snapshots
 from domain.accounts import Accounts
 from domain.commands import Desk
@@ -119,7 +119,7 @@ class DatabaseSnapshots:
                     return await snapshots.of_provider(ctx, topic.id)
                 case Kind.ADMIN if topic.channel == ADMIN_SECURITY:
                     return await snapshots.of_security(ctx)
-                case Kind.ADMIN:
+                case Kind.ADMIN if topic.channel == ADMIN_BOOKINGS:
                     return await snapshots.of_feed(ctx)
                 case _:
                     return None

@@ -115,7 +115,14 @@ def openapi() -> JSON:
             "summary": "A provider's jobs, for calendar programs; `calendar.issue_feed` gives the token.",
             "operationId": "calendarFeed",
             "tags": ["operations"],
-            "parameters": [{"name": "token", "in": "path", "required": True, "schema": {"type": "string"}}],
+            "parameters": [
+                {
+                    "name": "token",
+                    "in": "path",
+                    "required": True,
+                    "schema": {"type": "string", "pattern": "^fxc_[A-Za-z0-9_-]{43}$"},
+                }
+            ],
             "responses": {
                 "200": {
                     "description": "An iCalendar text (RFC 5545).",
@@ -242,6 +249,7 @@ CHANNELS = {
     "zone": ("zone:{id}", "A zone's providers and operations."),
     "availability": ("availability:{service_id}:{zone_id}", "Slots of a service in a zone."),
     "admin": ("admin:bookings", "Operations: every booking and offer."),
+    "zones": ("admin:zones", "Operations who ask for it: where demand and supply of each zone are."),
     "security": ("admin:security", "Admins who ask for it: every row that the audit log gets."),
 }
 """Logical channels that travel over the one socket, with their patterns."""

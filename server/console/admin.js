@@ -226,6 +226,10 @@ export function adminView(person) {
     }
   }
 
+  const heatChannel = client.channel('admin:zones');
+  heatChannel.on('zone.heat_updated', ({ data }) => heat(data));
+  heatChannel.subscribe().catch(() => undefined);
+
   // --- what is heard
 
   const channel = client.channel('admin:bookings');
@@ -253,8 +257,7 @@ export function adminView(person) {
     takeClocks(event.data.booking_id, event.data.sla ?? event.data.booking?.sla);
     if (event.data.booking) bookings.put(event.data.booking);
     render();
-    if (event.type === 'zone.heat_updated') heat(event.data);
-    if (/^(booking|offer|dispute)\./.test(event.type)) feed.add(event);
+    if (/^(booking|offer|dispute|sla)\./.test(event.type)) feed.add(event);
   });
 
   // Presence is not kept for whoever is away, so it is asked for again.

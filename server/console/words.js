@@ -55,6 +55,8 @@ const EVENT_LABELS = {
   'booking.rescheduled': 'Rescheduled',
   'booking.reassignment_started': 'Looking again',
   'booking.rescue_needed': 'Needs operations',
+  'sla.warned': 'Deadline near',
+  'sla.breached': 'Deadline missed',
   'booking.stalled': 'Driver stands still',
   'booking.no_show_recorded': 'No-show',
   'offer.made': 'Offer sent',

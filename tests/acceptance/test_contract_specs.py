@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from jsonschema import Draft202012Validator
 
@@ -61,6 +61,24 @@ async def story(town: Town) -> None:
     await worker.call("presence.set", {"status": "away"})
     await worker.call("presence.set", {"status": "online"})
 
+    zone = {"zone_id": booking["zone_id"]}
+    for channel in (f"zone:{zone['zone_id']}", "admin:zones"):
+        await admin.call("channel.subscribe", {"channel": channel})
+    waiting = await town.book(kind="scheduled", start="2099-03-02T09:00:00Z")
+    for method in ("zone.recount", "zone.metrics", "zone.heat", "sla.at_risk"):
+        await admin.call(method, zone)
+    for told in ("zone.metrics_updated", "zone.heat_updated"):
+        await admin.event(told)
+    await admin.call("sla.set_policy", zone | {"grace_seconds": 600, "key": new_key()})
+    await admin.call("sla.get_policy", zone | {"service_id": booking["service_id"]})
+    await admin.call("sla.list_policies")
+    ring = [[-40, -40], [-39, -40], [-39, -39], [-40, -40]]
+    isle = {"type": "Feature", "id": "isle", "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    collection = {"type": "FeatureCollection", "features": [isle]}
+    await admin.call("zone.import", {"collection": collection, "key": new_key()})
+    await worker.call("route.plan")
+    await customer.call("booking.cancel", {"booking_id": waiting["id"], "reason": "never mind", "key": new_key()})
+
     later = await town.book(kind="scheduled", start="2099-03-01T09:00:00Z")
     moved = {"booking_id": later["id"], "version": later["version"], "start": "2099-03-01T10:00:00Z", "key": new_key()}
     later = (await customer.call("booking.reschedule", moved))["booking"]
@@ -68,10 +86,58 @@ async def story(town: Town) -> None:
     later = (await admin.call("booking.assign", forced))["booking"]
     later = await town.step(town.providers[1], later, "awaiting_assignment", reason="flat tyre")
     await customer.call("booking.cancel", {"booking_id": later["id"], "reason": "never mind", "key": new_key()})
+    await plans(town, {"service_id": booking["service_id"]}, zone)
     await customer.call("channel.unsubscribe", {"channel": f"booking:{booking['id']}"})
     await customer.call("session.refresh", {"token": town.tokens[CUSTOMER]})
     await admin.event("booking.cancelled", booking_id=later["id"])
     await asyncio.gather(*(socket.exchange("no.such") for socket in (customer, worker, admin)))
+
+
+async def plans(town: Town, service: JSON, zone: JSON) -> None:
+    """A provider's calendar, held and booked times, series, and calendars elsewhere."""
+    customer, worker = town.customer, town.providers[1]
+    theirs = {"provider_id": worker.own("provider").partition(":")[2]}
+    place = {"location": {"lat": 51.539, "lon": -0.1426}}
+    day = (datetime.now(UTC) + timedelta(days=3)).replace(hour=9, minute=0, second=0, microsecond=0)
+    at = [(day + timedelta(hours=hours)).isoformat() for hours in range(9)]
+    rule = {"rrule": "FREQ=DAILY", "tzid": "UTC", "dtstart": "2026-01-01T09:00", "duration_minutes": 360}
+    await worker.call("availability.set_rules", theirs | {"rules": [rule], "version": 0, "key": new_key()})
+    closed = theirs | {"kind": "closed", "start": at[4], "end": at[5], "key": new_key()}
+    added = await worker.call("availability.add_exception", closed)
+    await customer.call("channel.subscribe", {"channel": f"availability:{service['service_id']}:{zone['zone_id']}"})
+    await customer.call("availability.slots", service | zone | {"from": at[0], "to": at[8]})
+    held = await customer.call("slot.hold", service | zone | theirs | {"start": at[0], "key": new_key()})
+    await customer.call("slot.release", {"hold_id": held["hold"]["id"], "key": new_key()})
+    await customer.event("slot.opened")
+    held = await customer.call("slot.hold", service | zone | theirs | {"start": at[0], "key": new_key()})
+    await town.book(kind="scheduled", hold_id=held["hold"]["id"])
+    await customer.event("slot.booked")
+    twice = rule | {"rrule": "FREQ=DAILY;COUNT=2", "dtstart": at[0][:16], "duration_minutes": 60}
+    wish = service | place | theirs | {"recurrence": twice, "key": new_key()}
+    series = (await customer.call("series.create", wish))["series"]
+    for told in ("instance_skipped", "instance_created", "ended"):
+        await customer.event(f"series.{told}")
+    (_, second) = (await customer.call("series.get", {"series_id": series["id"]}))["instances"]
+    this = {"series_id": series["id"], "scope": "this", "recurrence_id": second["recurrence_id"]}
+    moved = (day + timedelta(days=1, hours=2)).isoformat()
+    await customer.call("series.edit", this | {"version": 2, "start": moved, "key": new_key()})
+    await customer.call("series.cancel", {"series_id": series["id"], "scope": "all", "key": new_key()})
+    await customer.call("series.list")
+    await worker.call("calendar.issue_feed")
+    await worker.call("calendar.revoke_feed")
+    empty = "BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:x\r\nEND:VCALENDAR\r\n"
+    brought = await worker.call("calendar.import", theirs | {"name": "Home", "ics": empty, "key": new_key()})
+    elsewhere = await worker.call(
+        "calendar.subscribe", theirs | {"name": "Work", "url": "https://localhost/a.ics", "key": new_key()}
+    )
+    await worker.call("calendar.list_sources", theirs)
+    for source in (brought, elsewhere):
+        await worker.call("calendar.remove_source", {"source_id": source["source"]["id"], "key": new_key()})
+    gone = {"exception_id": added["exception"]["id"], "key": new_key()}
+    await worker.call("availability.remove_exception", gone)
+    shown = await worker.call("availability.get", theirs)
+    version = shown["calendar"]["version"]
+    await worker.call("availability.set_rules", theirs | {"rules": [], "version": version, "key": new_key()})
 
 
 OFFICE = {"organisation", "member", "membership", "invitation", "flag", "audit", "security", "user"}
@@ -103,6 +169,9 @@ async def test_what_the_socket_says_fits_asyncapi(town: Town, rest: Rest) -> Non
         "booking.no_show_recorded",
         "booking.rescue_needed",
         "offer.expired",
+        "booking.stalled",
+        "sla.warned",
+        "sla.breached",
     }
     assert {name for name in events - said.keys() if name.partition(".")[0] not in OFFICE} == rare
     for socket in (town.customer, *town.providers, town.admin):

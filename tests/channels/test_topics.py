@@ -38,6 +38,7 @@ MAY = {
     "user:v": set(),
     "admin:bookings": STAFF,
     "admin:security": {"admin"},
+    "admin:zones": STAFF,
 }
 
 

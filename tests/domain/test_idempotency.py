@@ -16,7 +16,7 @@ from domain.identity import Actor, Role
 from domain.types import JSON, Point
 from persistence import tables
 from persistence.idempotency import prune_keys
-from tests.domain.marketplace import CENTRE, ORIGIN, Marketplace, refusal, refused, square
+from tests.domain.marketplace import CENTRE, ORIGIN, Firm, Marketplace, refusal, refused, square
 
 KEYED = sorted(name for name, command in COMMANDS.items() if command.mode is Mode.KEYED)
 WATCHED = (
@@ -30,6 +30,11 @@ WATCHED = (
     tables.audit_log,
     tables.zones,
     tables.sla_policies,
+    tables.calendars,
+    tables.calendar_exceptions,
+    tables.slot_holds,
+    tables.calendar_sources,
+    tables.series,
 )
 
 
@@ -38,14 +43,14 @@ class Case:
     """A command that will succeed.
 
     Attributes:
-        effect: the event that it records once.
+        effect: the event that it records once, where it tells of anything.
         other: params that differ and would be valid too.
         refusable: params that are refused by the rules.
     """
 
     actor: Actor
     params: JSON
-    effect: str
+    effect: str | None
     other: JSON
     refusable: JSON = field(default_factory=dict)
 
@@ -181,6 +186,99 @@ async def _set_policy(market: Marketplace) -> Case:
     return Case(await market.operator(), params, "security.event_recorded", {"response_seconds": 90}, refusable)
 
 
+async def _planned(market: Marketplace) -> Firm:
+    """A firm with hours on every morning."""
+    firm = await market.firm()
+    mornings = {"rrule": "FREQ=DAILY", "tzid": "UTC", "dtstart": "2026-01-01T08:00", "duration_minutes": 240}
+    await market.call(
+        firm.person, "availability.set_rules", provider_id=firm.provider_id, rules=[mornings], version=0, key="rules"
+    )
+    return firm
+
+
+async def _set_rules(market: Marketplace) -> Case:
+    firm = await market.firm()
+    params = {"provider_id": firm.provider_id, "rules": [], "travel_buffer_minutes": 10, "version": 0}
+    other = params | {"travel_buffer_minutes": 20}
+    return Case(firm.person, params, "availability.changed", other, params | {"version": 7})
+
+
+async def _add_exception(market: Marketplace) -> Case:
+    firm = await _planned(market)
+    when = {"start": "2026-12-01T08:00:00Z", "end": "2026-12-01T10:00:00Z"}
+    params = {"provider_id": firm.provider_id, "kind": "closed"} | when
+    other, refusable = params | {"note": "other"}, params | {"provider_id": "none"}
+    return Case(firm.person, params, "availability.changed", other, refusable)
+
+
+async def _remove_exception(market: Marketplace) -> Case:
+    case = await _add_exception(market)
+    added = await market.call(case.actor, "availability.add_exception", **case.params, key="exception")
+    nowhere = {"exception_id": "none"}
+    return Case(case.actor, {"exception_id": added["exception"]["id"]}, "availability.changed", nowhere, nowhere)
+
+
+async def _hold(market: Marketplace) -> Case:
+    await _planned(market)
+    params = {"service_id": "plumbing", "zone_id": "camden", "start": "2026-12-01T08:00:00Z"}
+    other, refusable = params | {"start": "2026-12-01T10:00:00Z"}, params | {"start": "2026-12-01T20:00:00Z"}
+    return Case(await market.customer(), params, "slot.held", other, refusable)
+
+
+async def _release(market: Marketplace) -> Case:
+    case = await _hold(market)
+    held = await market.call(case.actor, "slot.hold", **case.params, key="hold")
+    nowhere = {"hold_id": "none"}
+    return Case(case.actor, {"hold_id": held["hold"]["id"]}, "slot.opened", nowhere, nowhere)
+
+
+async def _import_calendar(market: Marketplace) -> Case:
+    firm = await _planned(market)
+    lines = ("BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:x", "BEGIN:VEVENT", "UID:1", "DTSTAMP:20261124T000000Z")
+    lines += ("DTSTART:20261201T080000Z", "DTEND:20261201T090000Z", "END:VEVENT", "END:VCALENDAR", "")
+    params = {"provider_id": firm.provider_id, "name": "Home", "ics": "\r\n".join(lines)}
+    return Case(
+        firm.person, params, "availability.changed", params | {"name": "Other"}, params | {"ics": "no calendar"}
+    )
+
+
+async def _subscribe_calendar(market: Marketplace) -> Case:
+    firm = await _planned(market)
+    params = {"provider_id": firm.provider_id, "name": "Work", "url": "https://example.test/a.ics"}
+    return Case(firm.person, params, None, params | {"name": "Other"}, params | {"provider_id": "none"})
+
+
+async def _remove_source(market: Marketplace) -> Case:
+    case = await _subscribe_calendar(market)
+    added = await market.call(case.actor, "calendar.subscribe", **case.params, key="source")
+    nowhere = {"source_id": "none"}
+    return Case(case.actor, {"source_id": added["source"]["id"]}, "availability.changed", nowhere, nowhere)
+
+
+async def _create_series(market: Marketplace) -> Case:
+    weekly = {"rrule": "FREQ=WEEKLY", "tzid": "UTC", "dtstart": "2026-12-01T09:00", "duration_minutes": 60}
+    params = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": weekly}
+    refusable = params | {"location": {"lat": -80.0, "lon": 0.0}}
+    return Case(await market.customer(), params, "series.created", params | {"notes": "other"}, refusable)
+
+
+async def _edit_series(market: Marketplace) -> Case:
+    case = await _create_series(market)
+    series = (await market.call(case.actor, "series.create", **case.params, key="series"))["series"]
+    later = case.params["recurrence"] | {"dtstart": "2026-12-01T10:00"}
+    params = {"series_id": series["id"], "version": series["version"], "scope": "all", "recurrence": later}
+    other = params | {"recurrence": later | {"duration_minutes": 90}}
+    return Case(case.actor, params, "series.changed", other, params | {"version": 99})
+
+
+async def _cancel_series(market: Marketplace) -> Case:
+    case = await _create_series(market)
+    series = (await market.call(case.actor, "series.create", **case.params, key="series"))["series"]
+    params = {"series_id": series["id"], "scope": "all"}
+    other = params | {"recurrence_id": "2026-12-01T09:00:00Z"}
+    return Case(case.actor, params, "series.cancelled", other, params | {"series_id": "none"})
+
+
 CASES: dict[str, Callable[[Marketplace], Awaitable[Case]]] = {
     "booking.create": _create,
     "booking.transition": _transition,
@@ -200,6 +298,17 @@ CASES: dict[str, Callable[[Marketplace], Awaitable[Case]]] = {
     "user.sign_out": _sign_out,
     "zone.import": _import_zones,
     "sla.set_policy": _set_policy,
+    "availability.set_rules": _set_rules,
+    "availability.add_exception": _add_exception,
+    "availability.remove_exception": _remove_exception,
+    "slot.hold": _hold,
+    "slot.release": _release,
+    "calendar.import": _import_calendar,
+    "calendar.subscribe": _subscribe_calendar,
+    "calendar.remove_source": _remove_source,
+    "series.create": _create_series,
+    "series.edit": _edit_series,
+    "series.cancel": _cancel_series,
 }
 
 
@@ -218,7 +327,7 @@ async def test_same_key_and_params_give_the_stored_result_and_no_second_effect(
     case = await CASES[method](market)
     heard = await market.newest_event()
     first = await market.call(case.actor, method, **case.params, key="k")
-    assert len(await market.events(case.effect, after=heard)) == 1
+    assert case.effect is None or len(await market.events(case.effect, after=heard)) == 1
     before, announced = await snapshot(market), len(market.announcer.events)
     market.clock.advance(1)
     assert await market.call(case.actor, method, **case.params, key="k") == first
@@ -251,7 +360,7 @@ async def test_duplicates_at_once_have_one_effect_and_one_answer(market: Marketp
     await market.warm()
     answers = await asyncio.gather(*(market.call(case.actor, method, **case.params, key="k") for _ in range(6)))
     assert all(answer == answers[0] for answer in answers)
-    assert len(await market.events(case.effect, after=heard)) == 1
+    assert case.effect is None or len(await market.events(case.effect, after=heard)) == 1
     (stored,) = await market.rows(tables.idempotency_keys.select().where(tables.idempotency_keys.c.key == "k"))
     assert (stored.user_id, stored.result) == (case.actor.user_id, answers[0])
 
@@ -263,7 +372,7 @@ async def test_refusal_is_not_stored_so_the_key_is_still_good(market: Marketplac
     await refusal(market.call(case.actor, method, **case.refusable, key="k"))
     assert await snapshot(market) == before
     await market.call(case.actor, method, **case.params, key="k")
-    assert len(await market.events(case.effect)) >= 1
+    assert case.effect is None or len(await market.events(case.effect)) >= 1
 
 
 async def test_key_belongs_to_its_user(market: Marketplace) -> None:

@@ -87,9 +87,9 @@ async def test_days_jobs_are_put_in_order_with_the_reasons(market: Marketplace) 
     assert second["travel_seconds"] == pytest.approx(4000 * 1.3 / (25 / 3.6), abs=2)
     assert (plan["method"], plan["totals"]["late_seconds"]) == ("exact", 0)
     operator = await market.operator()
-    other_day = await market.call(operator, "route.plan", provider_id=firm.provider_id, day="2026-11-25")
+    other_day = await market.call(operator, "route.plan", provider_id=firm.provider_id, day="2026-11-25T12:00:00Z")
     assert [visit["booking_id"] for visit in other_day["visits"]] == [tomorrow]
-    assert await refused(market.call(firm.person, "route.plan", day="2026-02-30")) == "invalid_params"
+    assert await refused(market.call(firm.person, "route.plan", day="2026-11-25")) == "invalid_params"
 
 
 async def test_job_under_way_is_first_and_its_remaining_work_counts(market: Marketplace) -> None:

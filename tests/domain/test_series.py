@@ -85,7 +85,7 @@ async def test_instances_are_made_sixty_days_ahead_and_the_next_ones_when_they_c
     answer = await shown(market, customer, series["id"])
     assert [each["recurrence_id"] for each in answer["instances"]] == [wire_time(tuesday(week)) for week in range(8)]
     assert [each["booking_id"] for each in answer["instances"]] == [job.id for job in jobs]
-    assert await market.timer_names() == {f"series:{series['id']}"}
+    assert f"series:{series['id']}" in await market.timer_names()
     await market.advance(4 * DAY)
     assert len(await booked(market)) == 9
     await market.advance(7 * DAY)

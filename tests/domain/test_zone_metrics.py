@@ -75,7 +75,7 @@ async def test_figures_are_told_to_the_zone_and_heat_to_operations_only(market: 
         },
     }
     (metrics,), (heat,) = await market.events("zone.metrics_updated"), await market.events("zone.heat_updated")
-    assert (metrics.channels, heat.channels) == ({"zone:camden"}, {"admin:bookings"})
+    assert (metrics.channels, heat.channels) == ({"zone:camden"}, {"admin:zones"})
     assert metrics.event.event_class == heat.event.event_class == "latest"
     assert metrics.event.key != heat.event.key
     seen = await market.call(firm.person, "zone.metrics", zone_id="camden")

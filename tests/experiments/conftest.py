@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,14 @@ from tests.experiments.load import Play
 from tests.server.live_server import RawSocket
 
 SHOWN_CHARACTERS = 4_000
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever experiment comes first starts the services and three nodes, which takes long on a busy machine."""
+    for item in items:
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(180))
 
 
 @pytest.fixture(scope="package")

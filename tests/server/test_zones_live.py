@@ -48,7 +48,8 @@ async def test_imported_zone_takes_bookings_and_its_figures_and_deadlines_are_li
             outcome = await ops.call("zone.import", collection=around("camden", 0.1), key="k2")
             assert outcome == {"created": 1, "updated": 0, "unchanged": 0}
             await ops.call("sla.set_policy", zone_id="camden", response_seconds=1, key="k3")
-            await ops.call("channel.subscribe", channel="zone:camden")
+            for channel in ("zone:camden", "admin:zones"):
+                await ops.call("channel.subscribe", channel=channel)
             status, made = await server.rest(ann, "booking.create", **wanted, key="k4")
             assert status == 200
             booking_id = made["booking"]["id"]

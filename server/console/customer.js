@@ -2,6 +2,7 @@ import { EntityStore } from '/client/index.js';
 import { createBookingCard } from './booking-card.js';
 import { bookingForm } from './booking-form.js';
 import { h, setText, show } from './dom.js';
+import { createLater } from './later.js';
 import { createSeriesList } from './series-list.js';
 import { isActive, isLater, nameOf, problem } from './words.js';
 
@@ -27,9 +28,12 @@ export function customerView(person) {
   const form = bookingForm({ client, onbooked: (booking) => bookings.put(booking), onseries: repeats.put });
   const list = h('div', { class: 'stack', 'data-testid': 'customer-bookings' });
   const empty = h('p', { class: 'empty' }, 'No bookings yet. Choose a service above; professionals nearby are asked at once.');
-  const later = h('div', { class: 'stack' });
-  const laterTitle = h('summary', {}, 'Later');
-  const laterBox = h('details', { class: 'more', hidden: true, 'data-testid': 'customer-later' }, laterTitle, later);
+  const waits = (booking) => isActive(booking) && isLater(booking, client.serverNow());
+  const later = createLater({
+    testid: 'customer-later',
+    waiting: () => bookings.values().filter((booking) => waits(booking) && !cards.has(booking.id)),
+    look: take,
+  });
   const past = h('div', { class: 'stack' });
   const pastTitle = h('summary', {}, 'Earlier bookings');
   const pastBox = h('details', { class: 'more', hidden: true }, pastTitle, past);
@@ -39,11 +43,16 @@ export function customerView(person) {
     'div',
     { class: 'stack' },
     form.element,
-    h('section', { class: 'stack', 'aria-label': 'Your bookings' }, h('h3', { class: 'section-title' }, 'Your bookings'), error, empty, list, repeats.element, laterBox, pastBox),
+    h('section', { class: 'stack', 'aria-label': 'Your bookings' }, h('h3', { class: 'section-title' }, 'Your bookings'), error, empty, list, repeats.element, later.element, pastBox),
     announcer,
   );
 
   bookings.on('change', (booking) => {
+    if (waits(booking) && !cards.has(booking.id) && !later.open) renderEmpty();
+    else take(booking);
+  });
+
+  function take(booking) {
     let card = cards.get(booking.id);
     const fresh = !card;
     if (card) card.update(booking);
@@ -52,18 +61,22 @@ export function customerView(person) {
       cards.set(booking.id, card);
     }
     arrange(card, fresh);
-  });
+  }
 
-  /** Newest first. One that ends under the eyes of the person stays where it is. */
+  /** Newest first, and what is later by its time. One that ends under the eyes of the person stays where it is. */
   function arrange(card, fresh) {
     if (fresh) {
-      const home = isActive(card.booking) ? (isLater(card.booking, client.serverNow()) ? later : list) : past;
-      const next = [...home.children].find((other) => (/** @type {any} */ (other).dataset.bookingId ?? '') < card.booking.id);
+      const home = isActive(card.booking) ? (waits(card.booking) ? later.list : list) : past;
+      const isBehind = (other) => (home === later.list ? other.start > card.booking.start : other.id < card.booking.id);
+      const next = [...home.children].find((other) => isBehind(bookings.get(/** @type {any} */ (other).dataset.bookingId) ?? card.booking));
       home.insertBefore(card.element, next ?? null);
     }
-    show(empty, list.children.length === 0 && later.children.length === 0);
-    show(laterBox, later.children.length > 0);
-    setText(laterTitle, `Later (${later.children.length})`);
+    renderEmpty();
+  }
+
+  function renderEmpty() {
+    const ahead = later.render();
+    show(empty, list.children.length === 0 && ahead === 0);
     show(pastBox, past.children.length > 0);
     setText(pastTitle, `Earlier bookings (${past.children.length})`);
     form.fold([...bookings.values()].some(isActive));

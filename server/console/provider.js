@@ -2,10 +2,13 @@ import { EntityStore } from '/client/index.js';
 import { createBookingCard } from './booking-card.js';
 import { h, icon, setText, show } from './dom.js';
 import { startDrive } from './drive.js';
+import { createLater } from './later.js';
+import { settled } from './moments.js';
 import { createOfferCard } from './offer-card.js';
 import { createWeek } from './week.js';
 import { isActive, isLater, nameOf, PRESENCE, problem, reasonText } from './words.js';
 
+const QUIET_MS = 200;
 /** Members who plan, and hear everything about their organisation's jobs. */
 const MANAGERS = ['owner', 'dispatcher'];
 
@@ -48,9 +51,12 @@ export function providerView(person) {
   const alert = h('p', { class: 'visually-hidden', role: 'alert', 'data-testid': 'offer-alert' });
   const jobList = h('div', { class: 'stack', 'data-testid': 'provider-jobs' });
   const noJobs = h('p', { class: 'empty' }, 'No job yet. One you accept is worked from here.');
-  const later = h('div', { class: 'stack' });
-  const laterTitle = h('summary', {}, 'Later');
-  const laterBox = h('details', { class: 'more', hidden: true, 'data-testid': 'provider-later' }, laterTitle, later);
+  const waits = (booking) => isActive(booking) && isLater(booking, client.serverNow());
+  const later = createLater({
+    testid: 'provider-later',
+    waiting: () => jobs.values().filter((booking) => waits(booking) && !cards.has(booking.id)),
+    look: addJob,
+  });
   const past = h('div', { class: 'stack' });
   const pastTitle = h('summary', {}, 'Earlier jobs');
   const pastBox = h('details', { class: 'more', hidden: true }, pastTitle, past);
@@ -71,7 +77,7 @@ export function providerView(person) {
       { class: 'stack half-jobs' },
       presence.element,
       h('section', { class: 'stack', 'aria-label': 'Offers' }, h('h3', { class: 'section-title' }, 'Offers'), alert, offerNote, noOffers, offerList),
-      h('section', { class: 'stack', 'aria-label': 'Jobs' }, h('h3', { class: 'section-title' }, 'Jobs'), error, noJobs, jobList, laterBox, pastBox),
+      h('section', { class: 'stack', 'aria-label': 'Jobs' }, h('h3', { class: 'section-title' }, 'Jobs'), error, noJobs, jobList, later.element, pastBox),
     ),
     h('div', { class: 'half-week' }, week.element),
   );
@@ -90,9 +96,8 @@ export function providerView(person) {
     setText(noOffers, waiting[status] ?? '');
     show(noOffers, offers.size === 0);
     noOffers.classList.toggle('slim', jobs.values().some(isActive));
-    show(noJobs, jobList.children.length === 0 && later.children.length === 0);
-    show(laterBox, later.children.length > 0);
-    setText(laterTitle, `Later (${later.children.length})`);
+    const ahead = later.render();
+    show(noJobs, jobList.children.length === 0 && ahead === 0);
     show(pastBox, past.children.length > 0);
     setText(pastTitle, `Earlier jobs (${past.children.length})`);
   }
@@ -160,6 +165,9 @@ export function providerView(person) {
     }
   }
 
+  /** Many changes at once, such as those of a series, are one look. */
+  const reloadSoon = settled(() => void reload(), QUIET_MS);
+
   function removeJob(id) {
     cards.get(id)?.dispose();
     cards.delete(id);
@@ -177,15 +185,17 @@ export function providerView(person) {
     if (known) {
       known.card.update(booking);
       known.render();
-    } else {
-      const job = createJob(booking);
-      cards.set(booking.id, job);
-      const home = isActive(booking) ? (isLater(booking, client.serverNow()) ? later : jobList) : past;
-      const next = [...home.children].find((other) => comesAfter(cards.get(/** @type {HTMLElement} */ (other).dataset.bookingId ?? '')?.card.booking, booking));
-      home.insertBefore(job.card.element, next ?? null);
-    }
+    } else if (!waits(booking) || later.open) addJob(booking);
     renderEmpty();
   });
+
+  function addJob(booking) {
+    const job = createJob(booking);
+    cards.set(booking.id, job);
+    const home = waits(booking) ? later.list : isActive(booking) ? jobList : past;
+    const next = [...home.children].find((other) => comesAfter(cards.get(/** @type {HTMLElement} */ (other).dataset.bookingId ?? '')?.card.booking, booking));
+    home.insertBefore(job.card.element, next ?? null);
+  }
 
   /** Work on demand first, newest on top; then by the agreed time. */
   function comesAfter(other, booking) {
@@ -343,7 +353,7 @@ export function providerView(person) {
       renderEmpty();
       week.reload();
       // A change of hours alone moves no job.
-      if (!/^(rules|exception)_/.test(data.reason)) void reload();
+      if (!/^(rules|exception)_/.test(data.reason)) reloadSoon();
     });
   }
   client.on('channel', listenTo);
@@ -363,6 +373,7 @@ export function providerView(person) {
     dispose() {
       clearTimeout(noteTimer);
       week.dispose();
+      reloadSoon.cancel();
       for (const card of offers.values()) card.dispose();
       for (const job of cards.values()) job.dispose();
     },

@@ -91,7 +91,7 @@ async def test_a_cut_network_is_resumed_with_exactly_what_was_missed(first_peopl
         await provider.step(to)
     await customer.sees("assigned")
 
-    # Also that the arrival was in time, which the customer hears; the admin perhaps where supply went, and a zone's figures.
+    # Also that the arrival was in time, which the customer hears; the admin perhaps where supply went, and figures.
     for pane, missing in ((customer, "4"), (admin, "[3-9]")):
         await pane["cut-network"].click()
         await pane.is_("online")

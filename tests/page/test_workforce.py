@@ -123,12 +123,20 @@ async def test_a_time_that_somebody_holds_greys_out_and_is_booked_with_its_provi
         await rival["hold-release"].click()
         await expect(watched).to_be_enabled()
         await wanted.click()
+        await rival["customer-repeat"].check()
         await expect(rival["customer-book"]).to_contain_text("Book ")
         await rival["customer-book"].click()
         await rival.sees("scheduled")
         await people.provider["provider-jobs-part"].check(force=True)
         await people.provider.sees("scheduled")
         await expect(people.provider["week-holds"]).to_have_text("")
+
+        # The same a week later, and so on: made in the background, and called off again at once.
+        await expect(customer["customer-later"]).to_contain_text(re.compile(r"^Later \([78]\)"), timeout=10_000)
+        await rival["series-stop"].click()
+        await rival["series-stop-all"].click()
+        await expect(rival["series-row"]).to_have_count(0)
+        await expect(customer["series-row"]).to_have_count(0)
 
 
 async def test_a_job_that_nobody_takes_waits_for_operations_to_give_it_away(people: ThreePeople) -> None:
@@ -142,7 +150,9 @@ async def test_a_job_that_nobody_takes_waits_for_operations_to_give_it_away(peop
     await expect(rescue).to_have_count(0)
     await people.provider.sees("assigned")
     await people.admin["lane-assigned"].click()
-    await expect(people.admin["lane-card"].filter(has_text="Shah & Sons")).to_be_visible()
+    given = people.admin.root.locator('[data-testid="lane-card"][data-tone="set"]')
+    await expect(given).to_contain_text("Shah & Sons")
+    await expect(given).to_be_visible()
 
 
 async def test_scheduled_work_that_operations_assign_appears_with_its_provider(people: ThreePeople) -> None:
@@ -175,12 +185,26 @@ async def test_a_driver_that_stands_still_is_shown_until_it_moves_and_its_job_of
         """async () => {
           const { createAttention } = await import('/console/attention.js');
           const calls = [];
-          const client = { serverNow: () => Date.now(), call: async (...call) => (calls.push(call), { booking: {} }) };
-          const booking = { id: 'b1', version: 7, status: 'en_route', service_id: 'plumbing', updated_at: '2026-01-01T00:00:00Z' };
-          const reassign = { method: 'booking.transition', params: { booking_id: 'b1', to: 'awaiting_assignment', version: 5 } };
-          const part = createAttention({ client, serviceName: () => 'Plumbing', providers: () => [{ id: 'p', name: 'Shah' }], open() {}, onbooking() {} });
-          const place = { lat: 51.54, lon: -0.14 };
-          part.heard({ type: 'booking.stalled', data: { booking_id: 'b1', provider_id: 'p', stalled_since: '2026-01-01T00:00:00Z', location: place, reassign } });
+          const part = createAttention({
+            client: { serverNow: Date.now, call: async (...call) => (calls.push(call), { booking: {} }) },
+            serviceName: () => 'Plumbing',
+            providers: () => [{ id: 'p', name: 'Shah' }],
+            open() {},
+            onbooking() {},
+          });
+          const since = '2026-01-01T00:00:00Z';
+          const booking = { id: 'b1', version: 7, status: 'en_route', service_id: 'plumbing', updated_at: since };
+          const params = { booking_id: 'b1', to: 'awaiting_assignment', version: 5 };
+          part.heard({
+            type: 'booking.stalled',
+            data: {
+              booking_id: 'b1',
+              provider_id: 'p',
+              stalled_since: since,
+              location: { lat: 51.54, lon: -0.14 },
+              reassign: { method: 'booking.transition', params },
+            },
+          });
           part.render([booking]);
           calls.push(part.element.textContent.includes('Shah stands still since'));
           part.element.querySelector('[data-testid=stall-reassign]').click();

@@ -37,11 +37,12 @@ from domain.identity import Actor, Role
 from domain.log import Entry, Head
 from domain.types import JSON, Origin, new_id
 from server.clock import SystemClock
+from server.door import Door, DoorPolicy
 from server.live import LiveMetrics
 from server.serving import settle_garbage
 from server.telemetry import Metrics
 from server.uvicorn_protocol import DrainingServer, server_options
-from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
+from server.websocket import SocketEndpoint, WithSocket
 
 NAMESPACE = "bench"
 
@@ -179,7 +180,7 @@ async def main() -> None:
         metrics=LiveMetrics(Metrics(methods=COMMANDS, close_codes=list(CloseCode))),
     )
     policy = DoorPolicy(max_sockets=100_000, max_sockets_per_address=100_000)
-    app = WithSocket(Starlette(), SocketEndpoint(realtime, policy))
+    app = WithSocket(Starlette(), SocketEndpoint(realtime, Door(policy, lambda: False)))
     await realtime.start()
     settle_garbage()
     config = uvicorn.Config(

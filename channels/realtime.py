@@ -15,6 +15,7 @@ from channels.ephemeral import Announcer
 from channels.heartbeat import Wheel
 from channels.hub import Hub
 from channels.limits import Limits, TokenBuckets
+from channels.node import Node, untraced
 from channels.ports import (
     Access,
     Acknowledgements,
@@ -29,7 +30,7 @@ from channels.ports import (
 )
 from channels.presence import NodePresence, Presence
 from channels.protocol import CloseCode
-from channels.session import Node, Session, untraced
+from channels.session import Session
 from channels.subscriptions import Subscriptions
 from domain.log import EventLog
 from domain.ports import Clock
@@ -75,6 +76,7 @@ class Realtime:
         presence: Presence | None = None,
         buckets: TokenBuckets | None = None,
         trace: Trace = untraced,
+        tag: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         metrics = metrics or NoMetrics()
@@ -106,6 +108,7 @@ class Realtime:
             if buckets is None
             else buckets,
             trace=trace,
+            tag=tag,
         )
 
     async def start(self) -> None:
@@ -119,7 +122,7 @@ class Realtime:
         self._beating = asyncio.create_task(self._wheel.run(), name="heartbeat")
 
     def open(self, transport: Transport) -> Session:
-        """A socket is open: its session, which expects the transport's callbacks from now on."""
+        """A connection is open: its session, which expects the transport's callbacks from now on."""
         return Session(self._node, transport)
 
     def spend(self, user_id: str) -> float:

@@ -58,6 +58,9 @@ class Peer:
         newest: deque[bytes] = deque(maxlen=1)
         self.write: Callable[[bytes], None] = newest.append
 
+    def beat(self) -> bool:
+        return False
+
     def buffered_bytes(self) -> int:
         return 0
 

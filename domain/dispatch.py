@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from domain import availability, bookings, moves, offers, slots
+from domain import availability, bookings, moves, offers, reaching, slots
 from domain.bookings import AssignBooking, Booking, Kind, Party, Status
 from domain.context import Context
 from domain.errors import Forbidden, OfferExpired, OfferTaken, OfferWithdrawn, Refused
@@ -94,6 +94,7 @@ async def send_wave(
         ctx.uow.record(
             offers.event(offer, "offer.made", ctx.now, offer=offers.view(offer, booking, zone.name, ctx.now))
         )
+    await reaching.watch_offers(ctx, made)
     await _wake_at(ctx, booking, lives)
     return booking
 

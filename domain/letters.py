@@ -16,10 +16,11 @@ class LetterKind(StrEnum):
 
 
 class Medium(StrEnum):
-    """How."""
+    """How. Push messages carry notifications, never letters."""
 
-    EMAIL = "email"
+    PUSH = "push"
     SMS = "sms"
+    EMAIL = "email"
 
 
 @dataclass(frozen=True, slots=True)

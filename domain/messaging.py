@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from domain import bookings
+from domain import bookings, reaching
 from domain.context import Context
 from domain.events import Audience, Event, EventClass
 from domain.types import JSON, new_id, wire_time
@@ -151,6 +151,7 @@ async def send(ctx: Context, params: SendMessage) -> JSON:
     )
     await ctx.uow.conversations.append(message)
     ctx.uow.record(_event(ctx, "message.sent", {"conversation_id": message.conversation_id, "message": view(message)}))
+    await reaching.watch_message(ctx, message)
     ctx.announce(_typing(ctx, message.conversation_id, typing=False))
     return {"message": view(message)}
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from domain.geography import EtaEstimator, GreatCircleEta
+from domain.letters import Medium
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Rules that a deployment may tune. Defaults are the product's own."""
+    """Rules that a deployment may tune. Defaults are the product's own.
+
+    Attributes:
+        reach: by which media people are reached who do not answer on a socket, and after how many seconds, soonest
+            first; empty: by none.
+    """
 
     offer_on_demand_seconds: float = 30
     offer_scheduled_seconds: float = 90
@@ -46,4 +52,5 @@ class Policy:
     series_days: int = 60
     series_per_customer: int = 20
     invitation_days: float = 7
+    reach: tuple[tuple[Medium, float], ...] = ()
     eta: EtaEstimator = field(default_factory=GreatCircleEta)

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from domain.factors import Challenge, CodeGuard, Factor, FactorKind, KnownDevice
     from domain.flags import Flag
     from domain.invitations import Invitation
-    from domain.letters import Letter
+    from domain.letters import Letter, Medium
     from domain.limits import Delays, Rate
     from domain.messaging import Conversation, Message
+    from domain.notifications import Delivery, Notification, Preferences, PushToken
     from domain.offers import Offer
     from domain.organisations import Member, Organisation
     from domain.providers import Provider, Service, Zone
@@ -60,8 +61,13 @@ class People(Protocol):
 
     async def add_organisation(self, organisation_id: str, name: str) -> None: ...
     async def add_membership(self, organisation_id: str, user_id: str, role: MembershipRole) -> None: ...
+    async def actors(self, sign_ins: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Actor]:
+        """The people behind ``(user id, session id)``, with all their hats, in one query. Those whose account or
+        sign-in has ended are left out.
+        """
+
     async def actor(self, user_id: str, session_id: str) -> Actor | None:
-        """The person with all their hats, or ``None`` when the account or the sign-in has ended."""
+        """One of them."""
 
     async def lock_user(self, user_id: str) -> User | None:
         """Sign-ins that begin and the change of what they began with take turns at this."""
@@ -428,6 +434,40 @@ class Conversations(Protocol):
         """Messages by others past the person's read mark."""
 
 
+class Notifications(Protocol):
+    """What people are told outside their sockets. A delivery is locked before its notification."""
+
+    async def add(self, notification: Notification) -> None: ...
+    async def lock(self, notification_id: str) -> Notification | None: ...
+    async def save(self, notification: Notification) -> None:
+        """Writes when and why it ended."""
+
+    async def of(self, user_id: str, before: str | None, limit: int) -> Sequence[Notification]:
+        """The person's, newest first."""
+
+    async def open_in(self, user_id: str, thread: str) -> Sequence[Notification]: ...
+    async def add_deliveries(self, deliveries: Sequence[Delivery]) -> None: ...
+    async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:
+        """Locks waiting deliveries due at ``now``, oldest first; others skip them until the transaction ends."""
+
+    async def lock_delivery(self, notification_id: str, medium: Medium) -> Delivery | None: ...
+    async def save_delivery(self, delivery: Delivery) -> None: ...
+    async def by_reference(self, carrier: str, reference: str) -> Delivery | None: ...
+    async def heard(self, conversation_id: str) -> Mapping[str, int]:
+        """How far each person's sockets have acked, or the person has read, the conversation: message offsets."""
+
+    async def mark_heard(self, conversation_id: str, user_id: str, offset: int) -> None:
+        """Only ever moves forward."""
+
+    async def preferences(self, user_id: str) -> Preferences: ...
+    async def save_preferences(self, preferences: Preferences) -> None: ...
+    async def put_push_token(self, token: PushToken) -> None: ...
+    async def push_tokens(self, user_id: str) -> Sequence[PushToken]:
+        """Those registered from sign-ins that have not ended, oldest first."""
+
+    async def remove_push_token(self, token_hash: str) -> None: ...
+
+
 class Timers(Protocol):
     """Things to do at a time, in the transaction, surviving restarts."""
 
@@ -496,6 +536,8 @@ class UnitOfWork(Protocol):
     def offers(self) -> Offers: ...
     @property
     def conversations(self) -> Conversations: ...
+    @property
+    def notifications(self) -> Notifications: ...
     @property
     def timers(self) -> Timers: ...
     @property

@@ -43,7 +43,7 @@ _HEADS = select(channel_heads.c.channel, channel_heads.c.epoch, channel_heads.c.
     channel_heads.c.channel.in_(bindparam("channels", expanding=True))
 )
 _SEED = select(log_seed.c.seed)
-_ENTRY_COLUMNS = (
+ENTRY_COLUMNS = (
     log.c.channel,
     log.c.offset,
     log.c.sequence,
@@ -53,13 +53,13 @@ _ENTRY_COLUMNS = (
     log.c.partition,
 )
 _READ = (
-    select(*_ENTRY_COLUMNS)
+    select(*ENTRY_COLUMNS)
     .where(log.c.channel == bindparam("named"), log.c.offset > bindparam("after"))
     .order_by(log.c.offset)
     .limit(bindparam("most"))
 )
 _TAIL = (
-    select(*_ENTRY_COLUMNS)
+    select(*ENTRY_COLUMNS)
     .where(log.c.partition == bindparam("part"), log.c.sequence > bindparam("after"))
     .order_by(log.c.sequence)
     .limit(bindparam("most"))
@@ -102,7 +102,7 @@ class SqlEventLog:
     async def read(self, channel: str, after: int, limit: int) -> Sequence[Entry]:
         async def work(connection: AsyncConnection) -> Sequence[Entry]:
             rows = await connection.execute(_READ, {"named": channel, "after": after, "most": limit})
-            return [_entry(row) for row in rows]
+            return [entry_of(row) for row in rows]
 
         return await self._database.read(work)
 
@@ -129,7 +129,7 @@ class SqlEventLog:
                         start[head.channel] = max(after[head.channel], head.floor)
             for ranges in _chunks(sorted(start.items()), _RANGES_PER_QUERY[-1]):
                 for row in await connection.execute(*_replay(ranges, limit)):
-                    found[row.channel].append(_entry(row))
+                    found[row.channel].append(entry_of(row))
 
         await self._database.read(work)
         return found
@@ -139,7 +139,7 @@ class SqlEventLog:
             entries: list[Entry] = []
             for partition, sequence in sorted(after.items()):
                 parameters = {"part": partition, "after": sequence, "most": limit}
-                entries += [_entry(row) for row in await connection.execute(_TAIL, parameters)]
+                entries += [entry_of(row) for row in await connection.execute(_TAIL, parameters)]
             return entries
 
         entries = await self._database.read(work)
@@ -273,7 +273,8 @@ async def prune(database: Database, before: datetime, keep: int, batch_rows: int
 # --- rows and statements ----------------------------------------------------------------------------------------------
 
 
-def _entry(row: Any) -> Entry:
+def entry_of(row: Any) -> Entry:
+    """The entry of a row of :data:`ENTRY_COLUMNS`."""
     channel, offset, sequence, event_class, key, frame, partition = row
     return Entry(channel, offset, sequence, EventClass(event_class), key, bytes(frame), partition)
 
@@ -295,7 +296,7 @@ def _replay_statement(ranges: int) -> Select[Any]:
             for n in range(ranges)
         )
     )
-    return select(*_ENTRY_COLUMNS).where(condition).order_by(log.c.channel, log.c.offset)
+    return select(*ENTRY_COLUMNS).where(condition).order_by(log.c.channel, log.c.offset)
 
 
 def _replay(ranges: Sequence[tuple[str, int]], limit: int) -> tuple[Select[Any], dict[str, Any]]:

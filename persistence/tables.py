@@ -616,6 +616,77 @@ read_marks = Table(
     Column("read_offset", Integer, nullable=False),
 )
 
+# --- notifications ----------------------------------------------------------------------------------------------------
+
+notifications = Table(
+    "notifications",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("category", Code, nullable=False),
+    Column("subject", String(160), nullable=False),
+    Column("thread", String(160), nullable=False),
+    Column("title", Name, nullable=False),
+    Column("text", String(500), nullable=False),
+    Column("data", JsonText, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    Column("ended_reason", Code),
+    Column("version", Integer, nullable=False),
+    *_audit(),
+    UniqueConstraint("user_id", "subject"),
+    Index(None, "user_id", "thread"),
+    Index(None, "created_at"),
+)
+
+deliveries = Table(  # one per notification and medium: nobody gets two
+    "deliveries",
+    metadata,
+    Column("notification_id", Id, ForeignKey("notifications.id"), primary_key=True),
+    Column("medium", Code, primary_key=True),
+    Column("status", Code, nullable=False),
+    Column("due_at", UtcDateTime, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("carrier", Code),
+    Column("reference", String(200)),  # the carrier's own id
+    Column("reason", String(200)),
+    *_audit(),
+    Index(None, "status", "due_at"),
+    Index(None, "carrier", "reference"),
+)
+
+notification_preferences = Table(
+    "notification_preferences",
+    metadata,
+    Column("user_id", Id, ForeignKey("users.id"), primary_key=True),
+    Column("time_zone", String(64), nullable=False),
+    Column("language", String(16), nullable=False),
+    Column("quiet_from", String(5)),  # local times
+    Column("quiet_until", String(5)),
+    Column("off", JsonText, nullable=False),
+    Column("version", Integer, nullable=False),
+    *_audit(),
+)
+
+push_tokens = Table(
+    "push_tokens",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False, index=True),
+    Column("session_id", Id, nullable=False),
+    Column("platform", Code, nullable=False),
+    Column("token", Text, nullable=False),
+    *_audit(),
+)
+
+heard_marks = Table(  # the newest message that a socket of the person has acked; kept only where people are reached
+    "heard_marks",
+    metadata,
+    Column("conversation_id", Id, primary_key=True),
+    Column("user_id", Id, primary_key=True),
+    Column("heard_offset", Integer, nullable=False),
+)
+
 # --- commands, timers, events -----------------------------------------------------------------------------------------
 
 idempotency_keys = Table(
@@ -712,6 +783,29 @@ leases = Table(
     Column("expires_at", UtcDateTime, nullable=False),
 )
 
+export_cursors = Table(  # how far the log has been told to another system; fenced as log_cursors
+    "export_cursors",
+    metadata,
+    Column("target", Code, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("event_id", Id, nullable=False),  # the newest event told: its entries on other channels come next
+    Column("fence", BigInteger, nullable=False),
+)
+
+export_held = Table(  # what another system did not take, and what waits behind it; with dead_at: a dead letter
+    "export_held",
+    metadata,
+    Column("target", Code, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("source", String(160), nullable=False),
+    Column("event", Frame, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", UtcDateTime, nullable=False),
+    Column("error", String(200)),
+    Column("dead_at", UtcDateTime),
+    Index(None, "target", "source", "dead_at"),
+)
+
 WITHOUT_AUDIT = {
     "sessions": "a sign-in belongs to its user, who alone uses it; it has times of its own",
     "refresh_tokens": "as sessions",
@@ -721,6 +815,7 @@ WITHOUT_AUDIT = {
     "busy_times": "copies of what is elsewhere; their source says who brought them along",
     "provider_sockets": "nodes' claims, renewed all the time and gone with the socket",
     "read_marks": "the key says whose it is; nobody else moves it",
+    "heard_marks": "as read_marks",
     "idempotency_keys": "a command's memory, kept for a day",
     "timers": "work of the system",
     "outbox": "on its way into the log",
@@ -730,6 +825,8 @@ WITHOUT_AUDIT = {
     "log_seed": "the log's own",
     "log_cursors": "the log's own",
     "leases": "nodes' claims",
+    "export_cursors": "the log's own",
+    "export_held": "the log's own; an event says when and by what it came about",
     "data_keys": "made by the system",
     "factors": "the key says whose they are, who alone changes them; they have times of their own",
     "recovery_codes": "as factors",

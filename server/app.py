@@ -33,6 +33,7 @@ from channels.protocol import CloseCode
 from channels.realtime import Ports, Realtime
 from channels.redis_address import RedisAddress
 from channels.redis_client import RedisClient
+from channels.streams import Streams
 from channels.throttle import InProcessLimiter
 from channels.throttle_redis import RedisLimiter
 from domain.accounts import Accounts
@@ -62,7 +63,10 @@ from server.aws import Aws, AwsOptions
 from server.calendar_feed import CalendarFeeds
 from server.calendar_fetch import CalendarFetcher, CalendarSync
 from server.clock import SystemClock
+from server.courier import Courier, NotificationPruner
 from server.diagnosis import database_trouble
+from server.door import Door, DoorPolicy
+from server.events import EventsEndpoint
 from server.federation import IssuerKeys, IssuerOptions, IssuerTokens, JsonFetcher
 from server.http import Check, Surface, middleware
 from server.keys import KeyKeeper
@@ -70,14 +74,15 @@ from server.live import (
     DatabaseAccess,
     DatabaseSnapshots,
     LiveMetrics,
-    OfferAcknowledgements,
     ProviderConnections,
+    SocketAcknowledgements,
     TokenDoorman,
     TrustedIssuer,
     trace,
 )
-from server.messengers import AwsPost, LocalPost, QueuedMessenger
+from server.messengers import LocalPost, QueuedMessenger, RoutedPost
 from server.one_time_codes import TimeBasedCodes
+from server.outbound import Outbound, reach_of
 from server.passwords import Passwords
 from server.readings import Readings
 from server.secrets import Secret, SecretReader, SecretWatch
@@ -86,7 +91,7 @@ from server.security_events import KINDS, AttestedSecurityEvents
 from server.settings import Settings
 from server.telemetry import Metrics, logger, watch_loop_lag
 from server.tokens import KeyRing, SigningKey, Tokens
-from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
+from server.websocket import SocketEndpoint, WithSocket
 from server.workers import FlagWatch, HubAudit, OutboxWatch, Pruner, SocketSweep, TimerWorker, Workers
 from server.zone_meter import ZoneMeter, follow_zones
 
@@ -145,6 +150,7 @@ def policy_of(settings: Settings) -> Policy:
         linger_seconds=settings.linger_seconds,
         typing_seconds=settings.typing_seconds,
         idempotency_hours=settings.idempotency_hours,
+        reach=reach_of(settings),
     )
 
 
@@ -172,6 +178,7 @@ class Application:
     Attributes:
         asgi: what the HTTP server runs, between :meth:`start` and :meth:`stop`.
         accounts, desk, transactions: for seeds and the command line.
+        doorman: tells who presents a token.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -211,9 +218,12 @@ class Application:
         )
         self._keys = KeyKeeper(self.database, self.vault, self.holder)
         kept_in = Path(settings.mail_directory) if settings.mail_directory else None
-        self.messenger = QueuedMessenger(
-            AwsPost(self.aws, settings.mail_from) if settings.mail_from else LocalPost(kept_in), self.metrics
-        )
+        self.outbound = Outbound(settings, self.aws)
+        routes = self.outbound.routes
+        self.messenger = QueuedMessenger(RoutedPost(routes) if settings.mail_from else LocalPost(kept_in), self.metrics)
+        self._courier = Courier(self.desk, self.transactions, routes, self.vault, clock, self.metrics)
+        self._notification_pruner = NotificationPruner(self.database, clock)
+        self.exporters = self.outbound.exporters(self.database, self.holder, clock, self.metrics)
         self.redis: RedisClient | None = None
         if settings.redis_url is not None:
             self.redis = RedisClient(RedisAddress.parse(settings.redis_url))
@@ -255,18 +265,20 @@ class Application:
             )
         self._issuer_documents: JsonFetcher | None = None
         self._issuer_keys: IssuerKeys | None = None
-        doorman = TokenDoorman(self.tokens, self.accounts, clock, self._trusted_issuer())
+        self.doorman = TokenDoorman(self.tokens, self.accounts, clock, self._trusted_issuer())
         connections = ProviderConnections(self.desk, self.node_id, clock)
+        # In session ids, where other nodes look for who holds an event stream. It says nothing about the machine.
+        tag = secrets.token_hex(4)
         self.realtime = Realtime(
             Ports(
                 log=self.log,
                 broker=self.broker,
                 desk=self.desk,
-                doorman=doorman,
+                doorman=self.doorman,
                 access=DatabaseAccess(self.database),
                 snapshots=DatabaseSnapshots(self.transactions, self.desk),
                 connections=connections,
-                acknowledgements=OfferAcknowledgements(self.desk, self.log, clock),
+                acknowledgements=SocketAcknowledgements(self.desk, self.log, clock, messages=bool(self.policy.reach)),
                 clock=clock,
             ),
             limits,
@@ -274,7 +286,10 @@ class Application:
             presence=self.presence,
             buckets=self.buckets,
             trace=trace,
+            tag=tag,
         )
+        exchange = self.broker if isinstance(self.broker, RedisBroker) else None
+        self.streams = Streams(tag, exchange, limits.call_seconds)
         self.desk.announcer = self.realtime.announcer
         self.flags = FlagNews(self.realtime.hub, clock)
         self.realtime.hub.listen(partial(follow_zones, zones))
@@ -326,17 +341,27 @@ class Application:
         )
 
         # What faces the network.
+        policy = DoorPolicy(
+            allowed_origins=self._origins(),
+            trusted_proxies=settings.trusted_proxies,
+            max_sockets=settings.max_sockets,
+            max_sockets_per_address=settings.max_sockets_per_ip,
+        )
+        self._door = Door(policy, lambda: self.realtime.draining)
         self.surface = Surface(
             accounts=self.accounts,
             second_factor=self.second_factor,
             credentials=self.credentials,
             desk=self.desk,
-            doorman=doorman,
+            doorman=self.doorman,
             feeds=CalendarFeeds(self.transactions, self.desk),
             tokens=self.tokens,
             metrics=self.metrics,
             checks=self.checks(),
             documents=specs.documents(),
+            streams=self.streams,
+            events=EventsEndpoint(self.realtime, self.streams, self._door, limits),
+            callbacks=self.outbound.callbacks(self.desk),
             spend=self.realtime.spend,
         )
         self.asgi = self._asgi()
@@ -364,13 +389,7 @@ class Application:
             routes=self.surface.routes(),
             middleware=middleware(self.settings.allowed_origins, self.settings.trusted_proxies),
         )
-        policy = DoorPolicy(
-            allowed_origins=self._origins(),
-            trusted_proxies=self.settings.trusted_proxies,
-            max_sockets=self.settings.max_sockets,
-            max_sockets_per_address=self.settings.max_sockets_per_ip,
-        )
-        return WithSocket(app, SocketEndpoint(self.realtime, policy))
+        return WithSocket(app, SocketEndpoint(self.realtime, self._door))
 
     def _origins(self) -> frozenset[str]:
         origins = set(self.settings.allowed_origins)
@@ -398,6 +417,7 @@ class Application:
         await self._flag_watch.run_once()
         if isinstance(self.broker, RedisBroker):
             await self.broker.hear(NUDGE, lambda _: self.sequencer.nudge())
+        await self.streams.start()
         if self.presence is not None:
             await self.presence.start(NodePresence(self.realtime.hub))
         if self.buckets is not None:
@@ -419,11 +439,18 @@ class Application:
         self.workers.start("outbox-watch", self._outbox_watch.run)
         self.workers.start("signing-keys", partial(self._keys.follow, use=self._use_keys))
         self.workers.start("messenger", self.messenger.run)
+        if self.policy.reach:
+            self.workers.start("courier", self._courier.run)
+        self.workers.start("notification-pruner", self._notification_pruner.run)
+        for exporter in self.exporters:
+            self.workers.start("exporter", exporter.run)
         self.workers.start("loop-lag", self._until_stopped(partial(watch_loop_lag, self.metrics)))
 
     async def stop(self) -> None:
         """Ends what :meth:`start` began, last first."""
         await self.realtime.stop()
+        await self.streams.stop()
+        await self.doorman.close()
         await self.workers.stop()
         if self.presence is not None:
             await self.presence.stop()
@@ -437,6 +464,7 @@ class Application:
             self._issuer_documents.close()
         self.passwords.close()
         self.aws.close()
+        await self.outbound.close()
         await self.database.close()
 
     async def drain(self) -> None:

@@ -25,6 +25,28 @@ from domain.errors import Unavailable
 logger = logging.getLogger(__name__)
 
 
+class AwsRefusal(Unavailable):
+    """The service answers and says no.
+
+    Attributes:
+        reason: AWS's code, e.g. ``MessageRejected``.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+    @property
+    def throttled(self) -> bool:
+        """Whether it would have said yes to fewer."""
+        return is_throttling(self.reason)
+
+
+def is_throttling(code: str) -> bool:
+    """Whether AWS's code means: slower."""
+    return "Throttl" in code or code in {"TooManyRequestsException", "RequestLimitExceeded", "LimitExceededException"}
+
+
 @dataclass(frozen=True, slots=True)
 class AwsOptions:
     """Where AWS is and how long it may take.
@@ -91,8 +113,8 @@ class Aws:
         """One call, e.g. ``call("kms", "decrypt", CiphertextBlob=…)``.
 
         Raises:
-            Unavailable: no answer in time, a refusal by the service, a full line, or an open circuit. The service's
-                words go to the log, not to the caller.
+            AwsRefusal: the service answers, and refuses. Its code goes to the log, its words nowhere.
+            Unavailable: no answer in time, a full line, or an open circuit.
         """
         circuit = self._circuits.setdefault(
             service, Circuit(self._options.failures_to_open, self._options.open_seconds)
@@ -118,7 +140,7 @@ class Aws:
             # It answers, if only to refuse: that is no reason to stop asking.
             circuit.note(well=not error.away)
             logger.warning("aws_failed", extra={"service": service, "operation": operation, "why": error.why})
-            raise Unavailable from error
+            raise (Unavailable() if error.away else AwsRefusal(error.why)) from error
         circuit.note(well=True)
         return answer
 
@@ -136,7 +158,7 @@ class Aws:
             code = str(error.response.get("Error", {}).get("Code", "unknown"))
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
             # The code alone: messages quote addresses.
-            raise _Refused(code, away=status >= 500 or "Throttl" in code) from None
+            raise _Refused(code, away=status >= 500 or is_throttling(code)) from None
         except BotoCoreError as error:
             raise _Refused(type(error).__name__, away=True) from None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +15,7 @@ from typing import Protocol
 
 import structlog
 
+from channels.lookups import Batch
 from channels.ports import SignedIn
 from channels.protocol import read_event
 from channels.topics import ADMIN_BOOKINGS, ADMIN_SECURITY, Facts, Kind, Topic
@@ -22,6 +23,7 @@ from domain import availability, snapshots
 from domain.accounts import Accounts
 from domain.commands import Desk
 from domain.context import Context
+from domain.errors import InvalidToken
 from domain.federation import Federation
 from domain.identity import Actor
 from domain.log import Entry, EventLog
@@ -55,9 +57,15 @@ class TokenDoorman:
 
     def __init__(self, tokens: Tokens, accounts: Accounts, clock: SystemClock, issuer: TrustedIssuer | None) -> None:
         self._tokens = tokens
-        self._accounts = accounts
         self._clock = clock
         self._issuer = issuer
+
+        # Of those who come at the same moment; each answer was read after its question, see there.
+        self._actors: Batch[tuple[str, str], Actor] = Batch(accounts.actors)
+
+    async def close(self) -> None:
+        """End the running query."""
+        await self._actors.close()
 
     async def authenticate(self, token: str) -> SignedIn:
         if self._issuer is not None and algorithm_of(token) in ALGORITHMS:
@@ -65,7 +73,11 @@ class TokenDoorman:
             origin = Origin(new_id(self._clock.now()))
             return SignedIn(await self._issuer.people.actor(identity, origin), expires_at)
         claims = self._tokens.verify(token)
-        return SignedIn(await self._accounts.actor(claims.user_id, claims.session_id), claims.expires_at)
+        named = (claims.user_id, claims.session_id)
+        actor = (await self._actors.get([named])).get(named)
+        if actor is None:
+            raise InvalidToken
+        return SignedIn(actor, claims.expires_at)
 
 
 class DatabaseAccess:
@@ -203,47 +215,81 @@ class _Step(Protocol):
     async def __call__(self, ctx: Context) -> None: ...
 
 
-class OfferAcknowledgements:
-    """An offer counts as delivered once a socket of its provider has acked past it.
+class SocketAcknowledgements:
+    """An offer counts as delivered once a socket of its provider has acked past it, a message as heard by a person once
+    a socket of theirs has.
 
-    Remembers, per provider channel, how far it has looked, in a bounded LRU: what is forgotten is looked at again, and
-    marking an offer twice changes nothing.
+    Remembers how far it has looked, in a bounded LRU: per provider, and per person for conversations. What is forgotten
+    is looked at again, and marking twice changes nothing.
+
+    Args:
+        messages: whether anybody asks who has heard which message.
     """
 
     LOOK_BACK = 100
     """Newest entries looked at for one ack; an offer further back ran out long ago."""
 
-    def __init__(self, desk: Desk, log: EventLog, clock: SystemClock, capacity: int = 10_000) -> None:
+    def __init__(
+        self, desk: Desk, log: EventLog, clock: SystemClock, *, messages: bool = False, capacity: int = 10_000
+    ) -> None:
         self._desk = desk
         self._log = log
         self._clock = clock
+        self._messages = messages
         self._capacity = capacity
-        self._seen: OrderedDict[str, int] = OrderedDict()
+        self._seen: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     async def acked(self, actor: Actor, channel: str, offset: int) -> None:
-        kind, _, provider_id = channel.partition(":")
-        if kind != Kind.PROVIDER or provider_id not in actor.provider_ids:
+        kind, _, thing = channel.partition(":")
+        if kind == Kind.PROVIDER and thing in actor.provider_ids:
+            await self._look(("", channel), actor, offset, self._mark_offers)
+        elif kind == Kind.CONVERSATION and self._messages:
+            # Who may hear the channel was settled when the socket subscribed.
+            await self._look((actor.user_id, channel), actor, offset, self._mark_messages)
+
+    async def _look(
+        self,
+        key: tuple[str, str],
+        actor: Actor,
+        offset: int,
+        mark: Callable[[Actor, list[JSON]], Callable[[Context], Awaitable[None]] | None],
+    ) -> None:
+        if offset <= self._seen.get(key, 0):
             return
-        if offset <= self._seen.get(channel, 0):
-            return
+        channel = key[1]
         # A client may claim any number; what is not there yet is not handled.
         offset = min(offset, (await self._log.heads([channel]))[channel].offset)
-        after = max(self._seen.get(channel, 0), offset - self.LOOK_BACK)
+        after = max(self._seen.get(key, 0), offset - self.LOOK_BACK)
         if offset <= after:
             return
         entries = await self._log.read(channel, after, offset - after)
-        events = [read_event(entry.frame) for entry in entries]
-        offer_ids = [event["data"]["offer_id"] for event in events if event["type"] == "offer.made"]
-        if offer_ids:
-
-            async def mark(ctx: Context) -> None:
-                await ctx.uow.offers.delivered(offer_ids, ctx.now)
-
-            await self._desk.run_as_system(mark, Origin(new_id(self._clock.now()), actor_id=actor.user_id))
-        self._seen[channel] = offset
-        self._seen.move_to_end(channel)
+        marking = mark(actor, [read_event(entry.frame) for entry in entries])
+        if marking is not None:
+            await self._desk.run_as_system(marking, Origin(new_id(self._clock.now()), actor_id=actor.user_id))
+        self._seen[key] = offset
+        self._seen.move_to_end(key)
         if len(self._seen) > self._capacity:
             self._seen.popitem(last=False)
+
+    @staticmethod
+    def _mark_offers(_: Actor, events: list[JSON]) -> Callable[[Context], Awaitable[None]] | None:
+        offer_ids = [event["data"]["offer_id"] for event in events if event["type"] == "offer.made"]
+
+        async def mark(ctx: Context) -> None:
+            await ctx.uow.offers.delivered(offer_ids, ctx.now)
+
+        return mark if offer_ids else None
+
+    @staticmethod
+    def _mark_messages(actor: Actor, events: list[JSON]) -> Callable[[Context], Awaitable[None]] | None:
+        said = [event["data"]["message"] for event in events if event["type"] == "message.sent"]
+        theirs = [message for message in said if message["sender_id"] != actor.user_id]
+
+        async def mark(ctx: Context) -> None:
+            newest = theirs[-1]
+            await ctx.uow.notifications.mark_heard(newest["conversation_id"], actor.user_id, newest["offset"])
+
+        return mark if theirs else None
 
 
 class LiveMetrics:

@@ -1,4 +1,5 @@
-"""Letters to people: written here, carried by AWS (SES and SNS), or kept on this machine while nothing is configured.
+"""Letters to people: written here, posted by the carriers of :mod:`server.carriers`, or kept on this machine while
+nothing is configured.
 
 A letter is handed over to a bounded queue and posted by one worker: nobody's request waits for a post office. What
 cannot be posted after a few tries is counted and dropped; the person asks again, as they would for a code that is late.
@@ -15,7 +16,7 @@ from typing import Protocol
 
 from domain.errors import Unavailable
 from domain.letters import Letter, LetterKind, Medium
-from server.aws import Aws
+from server.carriers import Parcel, Route, Undeliverable
 from server.telemetry import Metrics, logger
 
 log = logger(__name__)
@@ -123,26 +124,20 @@ class QueuedMessenger:
             self._away_until[medium] = asyncio.get_running_loop().time() + AWAY_SECONDS
 
 
-class AwsPost:
-    """E-mail by SES, text messages by SNS."""
+class RoutedPost:
+    """By the carriers of each medium."""
 
-    def __init__(self, aws: Aws, sender: str) -> None:
-        self._aws = aws
-        self._sender = sender
+    def __init__(self, routes: Mapping[Medium, Route]) -> None:
+        self._routes = routes
 
     async def post(self, letter: Letter) -> None:
-        if letter.medium is Medium.SMS:
-            kind = {"AWS.SNS.SMS.SMSType": {"DataType": "String", "StringValue": "Transactional"}}
-            message = text_of(letter)
-            await self._aws.call("sns", "publish", PhoneNumber=letter.to, Message=message, MessageAttributes=kind)
-            return
-        await self._aws.call(
-            "ses",
-            "send_email",
-            Source=self._sender,
-            Destination={"ToAddresses": [letter.to]},
-            Message={"Subject": {"Data": SUBJECTS[letter.kind]}, "Body": {"Text": {"Data": text_of(letter)}}},
-        )
+        route = self._routes.get(letter.medium)
+        if route is None:
+            raise Unavailable
+        try:
+            await route.carry(Parcel(letter.to, SUBJECTS[letter.kind], text_of(letter)))
+        except Undeliverable as error:
+            raise Unavailable from error
 
 
 class LocalPost:

@@ -21,13 +21,19 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from channels.redis_address import RedisAddress
 from domain.identity import Role
 from persistence.vault import master_key_from
 from server.federation import may_fetch
+from server.outbound_settings import OutboundSettings
+from server.setting_fields import choice as _choice
+from server.setting_fields import count as _count
+from server.setting_fields import is_web as _is_web
+from server.setting_fields import number as _number
+from server.setting_fields import text as _text
 
 PREFIX = "FIXNADO_"
 ENV_FILE = Path(".env.local")
@@ -50,26 +56,7 @@ class Row:
     meaning: str
 
 
-def _number(default: float, meaning: str, *, least: float, most: float) -> Any:
-    """A field with bounds, both allowed."""
-    return Field(default=default, description=meaning, ge=least, le=most, allow_inf_nan=False)
-
-
-def _count(default: int, meaning: str, *, least: int = 1, most: int) -> Any:
-    """A whole number with bounds, both allowed."""
-    return Field(default=default, description=meaning, ge=least, le=most)
-
-
-def _text(default: Any, meaning: str, *, allowed: str, secret: bool = False) -> Any:
-    """A field whose check is a validator; ``allowed`` is the end of the sentence "must be …"."""
-    return Field(default=default, description=meaning, json_schema_extra={"allowed": allowed, "secret": secret})
-
-
-def _choice(default: str, meaning: str) -> Any:
-    return Field(default=default, description=meaning)
-
-
-class Settings(BaseModel):
+class Settings(OutboundSettings):
     """The process's settings. Durations are in seconds (fractions allowed unless whole), sizes in bytes.
 
     Raises:
@@ -335,11 +322,9 @@ class Settings(BaseModel):
 
     @classmethod
     def describe(cls) -> list[Row]:
-        """Every setting in the order of the model, for people."""
-        return [
-            Row(variable(name), _unit(name), _typed(info.default), info.description or "")
-            for name, info in cls.model_fields.items()
-        ]
+        """Every setting, for people: in the order of this model, then of those that it takes over."""
+        own = sorted(cls.model_fields.items(), key=lambda field: field[0] in OutboundSettings.model_fields)
+        return [Row(variable(name), _unit(name), _typed(info.default), info.description or "") for name, info in own]
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Keeps passwords out of ``repr`` and ``str``, and so out of logs and tracebacks."""
@@ -353,7 +338,9 @@ class Settings(BaseModel):
         pairs = (pair.rpartition("=") for pair in self.oidc_group_roles)
         return {group.strip(): Role(role.strip()) for group, _, role in pairs}
 
-    @field_validator("allowed_origins", "trusted_proxies", "oidc_client_ids", "oidc_group_roles", mode="before")
+    @field_validator(
+        "allowed_origins", "trusted_proxies", "oidc_client_ids", "oidc_group_roles", "sns_topics", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -488,6 +475,7 @@ class Settings(BaseModel):
                 f"{variable('workers')}={self.workers}: more than one process needs {variable('redis_url')}, "
                 "which carries events between them"
             )
+        self.check_outbound()
         if self.oidc_issuer is not None and not self.oidc_client_ids:
             raise ValueError(
                 f"{variable('oidc_issuer')}: needs {variable('oidc_client_ids')}, or tokens for any client would count"
@@ -512,7 +500,7 @@ def variable(field: str) -> str:
 
 def masked(url: str) -> str:
     """The URL without its password and query, for people and logs. What does not look like a URL becomes ``***``."""
-    if "://" not in url:
+    if not re.match(r"[a-z][a-z0-9+.-]*://", url, re.IGNORECASE):
         return "***" if url else url
     url = re.sub(r"\?.*", "?***", url, flags=re.DOTALL)
     # Greedy to the last @: a password may itself contain one, unescaped.
@@ -521,14 +509,6 @@ def masked(url: str) -> str:
 
 def _ours(name: str) -> bool:
     return name.startswith(PREFIX)
-
-
-def _is_web(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        return False
 
 
 def _read_env_file(path: Path) -> Iterator[tuple[str, str]]:

@@ -306,6 +306,13 @@ class Metrics:
         self._letters = Counter(
             "letters", "Messages to people.", ("medium", "outcome"), namespace="fixnado", registry=self.registry
         )
+        self._deliveries = Counter(
+            "notification_deliveries",
+            "Notifications handed to carriers.",
+            ("medium", "outcome"),
+            namespace="fixnado",
+            registry=self.registry,
+        )
 
     def command(self, method: str, outcome: str, seconds: float) -> None:
         """Counts one command. ``outcome`` is ``ok`` or the ``type`` of the error it was answered with."""
@@ -324,6 +331,10 @@ class Metrics:
     def letter(self, medium: str, outcome: str) -> None:
         """Counts one message to a person: ``posted`` or ``dropped``, by ``email`` or ``sms``."""
         self._letters.labels(medium, outcome).inc()
+
+    def reached(self, medium: str, outcome: str) -> None:
+        """Counts one notification that was handed to carriers: how that went."""
+        self._deliveries.labels(medium, outcome).inc()
 
     def render(self) -> bytes:
         """All metrics in the text format of :data:`METRICS_CONTENT_TYPE`."""

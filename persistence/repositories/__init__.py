@@ -23,6 +23,7 @@ from persistence.repositories.conversations import SqlConversations
 from persistence.repositories.flags import SqlFlags
 from persistence.repositories.identity import SqlChallenges, SqlDevices, SqlFactors
 from persistence.repositories.market import SqlMarket
+from persistence.repositories.notifications import SqlNotifications
 from persistence.repositories.offers import SqlOffers
 from persistence.repositories.organisations import SqlOrganisations
 from persistence.repositories.people import SqlPeople
@@ -120,6 +121,10 @@ class SqlUnitOfWork(UnitOfWork):
     @cached_property
     def conversations(self) -> SqlConversations:
         return SqlConversations(self)
+
+    @cached_property
+    def notifications(self) -> SqlNotifications:
+        return SqlNotifications(self)
 
 
 class _NotingTimers(SqlTimers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from channels import topics
 from domain import availability, flags, snapshots
 from domain.catalogue import COMMANDS, EVENTS, TIMERS
-from domain.commands import Mode
+from domain.commands import Desk, Mode
 from domain.context import Context
 from domain.events import Audience, Event, EventClass
 from domain.identity import Actor, Role
+from domain.letters import Medium
 from domain.types import JSON, Point
 from domain.views import View
 from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, north_of, square
@@ -55,6 +57,7 @@ class Play:
         await self._scheduled_job(customer, operator, second)
         await self._search_in_vain(customer, first, second)
         await self._join_and_leave(customer, first)
+        await self._notify(customer, operator)
         await self._plan(customer, second)
         await self._administer(customer)
         await self._watch_the_map(operator, first)
@@ -124,6 +127,19 @@ class Play:
         await self.call(dispatcher, "organisation.leave", **here)
         leaver = await market.member(firm)
         await self.call(boss, "member.remove", **here, user_id=leaver.user_id)
+
+    async def _notify(self, customer: Actor, operator: Actor) -> None:
+        notice = {"user_id": customer.user_id, "category": "service", "title": "Snow", "text": "We may be late."}
+        made = await self.call(operator, "notification.send", **notice)
+        await self.call(customer, "notification.list")
+        await self.call(customer, "notification.read", notification_id=made["notification"]["id"])
+        await self.call(customer, "notification.list", limit=1)
+        await self.call(customer, "notification.preferences")
+        hours = {"start": "22:00", "end": "07:00"}
+        await self.call(customer, "notification.set_preferences", quiet_hours=hours, media={"message": ["push"]})
+        device = {"token": "fcm-token-of-a-device"}
+        await self.call(customer, "push.register", platform="ios", **device)
+        await self.call(customer, "push.unregister", **device)
 
     async def _plan(self, customer: Actor, firm: Firm) -> None:
         theirs = {"provider_id": firm.provider_id}
@@ -319,6 +335,7 @@ def test_every_event_has_a_channel_that_carries_it(name: str) -> None:
 
 
 async def test_every_timer_of_the_domain_has_a_handler(market: Marketplace) -> None:
+    market.desk = Desk(COMMANDS, market.transactions, replace(market.policy, reach=((Medium.PUSH, 5.0),)))
     firm = await market.firm()
     customer = await market.customer()
     await market.job(customer, await market.firm(rating=5.0), "en_route")

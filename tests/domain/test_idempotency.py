@@ -158,6 +158,12 @@ async def _join(market: Marketplace) -> Case:
     return Case(customer, {"token": token}, "membership.created", guessed, guessed)
 
 
+async def _send_notification(market: Marketplace) -> Case:
+    operator, customer = await market.operator(), await market.customer()
+    params = {"user_id": customer.user_id, "category": "safety", "title": "Gas", "text": "Leave the house."}
+    return Case(operator, params, "notification.raised", params | {"text": "Stay."}, params | {"user_id": "none"})
+
+
 async def _set_flag(market: Marketplace) -> Case:
     params = {"flag": "new-map", "state": "enabled"}
     refusable = params | {"roles": ["king"]}
@@ -234,8 +240,8 @@ async def _release(market: Marketplace) -> Case:
 
 async def _import_calendar(market: Marketplace) -> Case:
     firm = await _planned(market)
-    lines = ("BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:x", "BEGIN:VEVENT", "UID:1", "DTSTAMP:20261124T000000Z")
-    lines += ("DTSTART:20261201T080000Z", "DTEND:20261201T090000Z", "END:VEVENT", "END:VCALENDAR", "")
+    event = ("BEGIN:VEVENT", "UID:1", "DTSTAMP:20261124T000000Z", "DTSTART:20261201T080000Z", "DTEND:20261201T090000Z")
+    lines = ("BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:x", *event, "END:VEVENT", "END:VCALENDAR", "")
     params = {"provider_id": firm.provider_id, "name": "Home", "ics": "\r\n".join(lines)}
     return Case(
         firm.person, params, "availability.changed", params | {"name": "Other"}, params | {"ics": "no calendar"}
@@ -294,6 +300,7 @@ CASES: dict[str, Callable[[Marketplace], Awaitable[Case]]] = {
     "member.remove": _remove,
     "invitation.revoke": _revoke,
     "invitation.accept": _join,
+    "notification.send": _send_notification,
     "flag.set": _set_flag,
     "user.sign_out": _sign_out,
     "zone.import": _import_zones,

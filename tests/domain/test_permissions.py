@@ -87,6 +87,8 @@ class Rule:
 
 _create = {"service_id": "plumbing", "kind": "on_demand", "location": CENTRE.view(), "key": "k"}
 _fix = CENTRE.view() | {"fix_at": "2026-11-24T09:00:00Z"}
+_notice = {"category": "safety", "title": "Gas", "text": "Leave the house.", "key": "k"}
+_device = "fcm-token-of-a-device"
 _far_away = square(Point(-40.0, -40.0), 0.1)
 _zone = {"type": "FeatureCollection", "features": [{"type": "Feature", "id": "z", "geometry": _far_away}]}
 _later = "2026-12-01T12:00:00Z"
@@ -165,6 +167,14 @@ RULES: Mapping[str, Rule] = {
     "invitation.revoke": Rule(lambda ids: {"invitation_id": ids.invitation, "key": "k"}, _admin, members=MANAGERS),
     # Whoever shows the token decides, not a role; see test_organisations.
     "invitation.accept": Rule(lambda _: {"token": "fxi_guessed", "key": "k"}, NOBODY, members=NOBODY),
+    "notification.list": Rule(lambda _: {}, _everybody, about_others=False),
+    # Nobody has seen somebody else's notification for them; see test_reaching for one's own.
+    "notification.read": Rule(lambda ids: {"notification_id": ids.booking}, NOBODY, members=NOBODY),
+    "notification.send": Rule(lambda ids: _notice | {"user_id": ids.user}, STAFF, members=NOBODY),
+    "notification.preferences": Rule(lambda _: {}, _everybody, about_others=False),
+    "notification.set_preferences": Rule(lambda _: {"time_zone": "Europe/London"}, _everybody, about_others=False),
+    "push.register": Rule(lambda _: {"platform": "web", "token": _device}, _everybody, about_others=False),
+    "push.unregister": Rule(lambda _: {"token": _device}, _everybody, about_others=False),
     "availability.get": Rule(lambda ids: {"provider_id": ids.provider}, STAFF),
     "availability.set_rules": Rule(
         lambda ids: {"provider_id": ids.provider, "rules": [], "version": ids.calendar, "key": "k"},
@@ -506,6 +516,7 @@ def test_only_these_params_share_a_name_with_what_the_server_decides() -> None:
         ("member.set_role", "user_id"),  # the member that is meant
         ("member.remove", "user_id"),
         ("user.sign_out", "user_id"),
+        ("notification.send", "user_id"),  # staff say whom
         ("organisation.invite", "role"),  # what the person invited is to be, checked against what the caller may give
         ("member.set_role", "role"),
         ("route.plan", "provider_id"),  # whose day, checked against one's own
@@ -604,4 +615,5 @@ async def _everything(market: Marketplace) -> list[Any]:
     watched += ("calendars", "calendar_exceptions", "slot_holds", "series", "series_instances")
     watched += ("calendar_feeds", "calendar_sources", "busy_times")
     watched += ("users", "memberships", "invitations", "sessions", "flags", "audit_log")
+    watched += ("notifications", "deliveries", "notification_preferences", "push_tokens")
     return [sorted(map(repr, await market.rows(tables.metadata.tables[name].select()))) for name in watched]

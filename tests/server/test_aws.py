@@ -24,7 +24,8 @@ from persistence.migrate import upgrade
 from persistence.vault import DatabaseVault, LocalMasterKey, MasterKeys
 from server.app import Application, database_options
 from server.aws import Aws, AwsOptions, Circuit, KmsMasterKey
-from server.messengers import AwsPost, QueuedMessenger
+from server.carriers import Route, SesMail, SnsText
+from server.messengers import QueuedMessenger, RoutedPost
 from server.settings import Settings
 from server.telemetry import Metrics
 from tests.channels.fakes import until
@@ -121,7 +122,8 @@ async def test_moving_from_a_local_key_to_kms_keeps_old_secrets_readable(aws: Aw
 async def test_letters_go_out_by_ses_and_sns(aws: Aws) -> None:
     await aws.call("ses", "verify_email_identity", EmailAddress=SENDER)
     metrics = Metrics()
-    messenger = QueuedMessenger(AwsPost(aws, SENDER), metrics)
+    routes = {Medium.EMAIL: Route([SesMail(aws, SENDER)]), Medium.SMS: Route([SnsText(aws)])}
+    messenger = QueuedMessenger(RoutedPost(routes), metrics)
     stop = asyncio.Event()
     worker = asyncio.ensure_future(messenger.run(stop))
     await messenger.send(Letter(LetterKind.CODE, Medium.EMAIL, "ann@example.test", "123456"))

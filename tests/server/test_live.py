@@ -17,7 +17,7 @@ from domain.identity import Actor, Membership, MembershipRole, Role
 from domain.log import Entry, EventLog, Head
 from domain.types import Origin
 from server.clock import SystemClock
-from server.live import OfferAcknowledgements, ProviderConnections
+from server.live import ProviderConnections, SocketAcknowledgements
 
 
 class Diary(ProviderConnections):
@@ -175,7 +175,7 @@ class Channel:
 
     async def read(self, channel: str, after: int, limit: int) -> Sequence[Entry]:
         assert 0 <= after < 2**63
-        assert 0 < limit <= OfferAcknowledgements.LOOK_BACK
+        assert 0 < limit <= SocketAcknowledgements.LOOK_BACK
         return self.entries[after : after + limit]
 
 
@@ -184,8 +184,8 @@ def frame(type_: str, offer_id: str) -> bytes:
     return b'{"jsonrpc":"2.0","method":"event","params":' + orjson.dumps(params) + b"}"
 
 
-def acknowledgements(log: Channel) -> OfferAcknowledgements:
-    return OfferAcknowledgements(cast(Desk, log), cast(EventLog, log), SystemClock())
+def acknowledgements(log: Channel) -> SocketAcknowledgements:
+    return SocketAcknowledgements(cast(Desk, log), cast(EventLog, log), SystemClock())
 
 
 async def test_an_offer_is_delivered_once_it_is_acked() -> None:

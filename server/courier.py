@@ -1,0 +1,204 @@
+"""The courier: takes due deliveries from the database and hands them to carriers, a bounded number at a time.
+
+What is decided is decided in :mod:`domain.reaching`, in transactions of its own; calls to carriers are outside of them.
+A courier that dies leaves its deliveries to the next one. While a carrier is away, deliveries wait in the database, and
+nobody else waits for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from functools import partial
+
+from domain import reaching
+from domain.commands import Desk
+from domain.context import Context
+from domain.errors import Unavailable
+from domain.letters import Medium
+from domain.notifications import DeliveryStatus
+from domain.ports import Clock, Vault
+from domain.proofs import DESTINATION
+from domain.reaching import Errand, Report
+from domain.types import Origin, new_id
+from persistence.database import Database
+from persistence.repositories import SqlUnitOfWork
+from persistence.repositories.notifications import prune_notifications
+from persistence.unit_of_work import Transactions
+from server.carriers import Parcel, Route, Undeliverable
+from server.fcm import Gone
+from server.telemetry import Metrics, correlated, logger
+from server.workers import pause
+
+log = logger(__name__)
+
+AT_ONCE = 32
+"""Deliveries on their way, at most."""
+
+LOOK_SECONDS = 1.0
+"""Deliveries that other nodes have planned are noticed within this."""
+
+KEPT_DAYS = 30
+PRUNE_SECONDS = 3_600.0
+
+
+class Courier:
+    """Carries until told to stop. Any number of nodes may run one."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        transactions: Transactions[SqlUnitOfWork],
+        routes: Mapping[Medium, Route],
+        vault: Vault,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._desk = desk
+        self._transactions = transactions
+        self._routes = routes
+        self._vault = vault
+        self._clock = clock
+        self._metrics = metrics
+        self._carrying: set[asyncio.Task[None]] = set()
+        self._freed = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        try:
+            while not stop.is_set():
+                if await self.run_once():
+                    continue
+                await self._rest(stop)
+        finally:
+            # Each is bounded by its carriers' time-outs; one that is cut off is abandoned, and claimed again.
+            if self._carrying:
+                await asyncio.wait(self._carrying)
+
+    async def run_once(self) -> bool:
+        """Takes what is due and may leave; whether there may be more. Does not wait for carriers."""
+        room = AT_ONCE - len(self._carrying)
+        if room <= 0:
+            return False
+        next_at = await self._transactions.read(lambda uow: uow.notifications.next_due_at())
+        if next_at is None or next_at > self._clock.now():
+            return False
+        origin = Origin(new_id(self._clock.now()))
+        looked, errands = await self._desk.run_as_system(partial(_claim, room), origin)
+        for errand in errands:
+            task = asyncio.create_task(self._deliver(errand, origin), name="delivery")
+            self._carrying.add(task)
+            task.add_done_callback(self._done)
+        return looked == room
+
+    async def settled(self) -> None:
+        """Returns when nothing is on its way, for tests."""
+        while self._carrying:
+            await asyncio.wait(set(self._carrying))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._carrying.discard(task)
+        self._freed.set()
+
+    async def _rest(self, stop: asyncio.Event) -> None:
+        self._freed.clear()
+        next_at = await self._transactions.read(lambda uow: uow.notifications.next_due_at())
+        seconds = LOOK_SECONDS
+        if next_at is not None:
+            seconds = min(seconds, max(0.05, (next_at - self._clock.now()).total_seconds()))
+        if len(self._carrying) < AT_ONCE:
+            await pause(stop, seconds)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._freed.wait()
+
+    async def _deliver(self, errand: Errand, origin: Origin) -> None:
+        medium, about = errand.delivery.medium, errand.notification
+        with correlated(origin):
+            try:
+                report, gone = await self._carried(errand)
+            except Exception:
+                # Whatever it was: the delivery is tried again when its claim runs out.
+                log.exception("delivery_failed", notification=about.id, medium=medium.value)
+                return
+            self._metrics.reached(medium.value, report.status.value if report else "put_off")
+
+            async def note(ctx: Context) -> None:
+                for token_hash in gone:
+                    await ctx.uow.notifications.remove_push_token(token_hash)
+                await reaching.note(ctx, about.id, medium, report)
+
+            try:
+                await self._desk.run_as_system(note, origin)
+            except Unavailable:
+                log.warning("delivery_not_noted", notification=about.id, medium=medium.value)
+
+    async def _carried(self, errand: Errand) -> tuple[Report | None, list[str]]:
+        """What the carrier says, ``None`` when no one takes it now; and the devices that are gone."""
+        route = self._routes.get(errand.delivery.medium)
+        if route is None:
+            return Report(DeliveryStatus.SKIPPED, reason="no_carrier"), []
+        if errand.delivery.medium is Medium.PUSH:
+            return await self._push(route, errand)
+        to = errand.address
+        try:
+            if errand.sealed_phone:
+                owner = errand.notification.user_id
+                to = (await self._vault.open(errand.sealed_phone, owner=owner, purpose=DESTINATION)).decode()
+            taken = await route.carry(_parcel(errand, to))
+        except Unavailable:
+            return None, []
+        except Undeliverable as error:
+            return Report(DeliveryStatus.FAILED, reason=error.reason), []
+        return Report(DeliveryStatus.HANDED_OVER, taken.carrier, taken.reference), []
+
+    async def _push(self, route: Route, errand: Errand) -> tuple[Report | None, list[str]]:
+        """To every device of the person; one that takes it is enough."""
+        gone: list[str] = []
+        taken: Report | None = None
+        reason: str | None = None
+        away = False
+        for token in errand.tokens:
+            try:
+                by = await route.carry(_parcel(errand, token.token))
+            except Unavailable:
+                away = True
+            except Undeliverable as error:
+                if isinstance(error, Gone):
+                    gone.append(token.token_hash)
+                reason = error.reason
+            else:
+                taken = taken or Report(DeliveryStatus.HANDED_OVER, by.carrier, by.reference)
+        if taken is None and not away:
+            taken = Report(DeliveryStatus.FAILED, reason=reason)
+        return taken, gone
+
+
+class NotificationPruner:
+    """Forgets old notifications, in small batches."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await pause(stop, PRUNE_SECONDS)
+            before = self._clock.now() - timedelta(days=KEPT_DAYS)
+            while not stop.is_set() and await self._prune(before):
+                await pause(stop, 0.05)
+
+    async def _prune(self, before: datetime) -> int:
+        return await self._database.write(lambda connection: prune_notifications(connection, before))
+
+
+async def _claim(limit: int, ctx: Context) -> tuple[int, list[Errand]]:
+    return await reaching.claim(ctx, limit)
+
+
+def _parcel(errand: Errand, to: str) -> Parcel:
+    about = errand.notification
+    text = about.text if errand.delivery.medium is Medium.PUSH else f"{about.title}: {about.text}"
+    return Parcel(to, about.title, text, about.data, about.id, about.thread, about.expires_at)

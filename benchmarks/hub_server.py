@@ -180,8 +180,7 @@ async def main() -> None:
         metrics=LiveMetrics(Metrics(methods=COMMANDS, close_codes=list(CloseCode))),
     )
     policy = DoorPolicy(max_sockets=100_000, max_sockets_per_address=100_000)
-    door = Door(policy, lambda: realtime.draining)
-    app = WithSocket(Starlette(), SocketEndpoint(realtime, door))
+    app = WithSocket(Starlette(), SocketEndpoint(realtime, Door(policy, lambda: False)))
     await realtime.start()
     settle_garbage()
     config = uvicorn.Config(

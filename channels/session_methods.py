@@ -63,7 +63,7 @@ async def connect(session: Session, params: JSON) -> Answer:
     """``session.connect``: who is there, and the person's own channels with all that was missed on them.
 
     Raises:
-        Ending: too long in line, no good token, too many connections, or no channels.
+        Ending: no good token, too many connections, no channels, or too long a line at the door.
         FixnadoError: refused for now; the client may try again on the same connection.
     """
     admission = session.node.admission
@@ -84,6 +84,9 @@ async def connect(session: Session, params: JSON) -> Answer:
 async def _let_in(session: Session, params: JSON) -> Answer:
     node = session.node
     try:
+        if session.closed:
+            # The client has gone while it stood in line.
+            raise Unavailable
         if session.actor is not None:
             raise Refused("This socket is connected already.")
         expect_only(params, ("token", "client", "resume"))

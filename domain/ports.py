@@ -374,6 +374,9 @@ class Bookings(Protocol):
         """Whether the provider has a confirmed job in this time; for work that is soon, also any job under way."""
 
     async def under_way(self, provider_id: str) -> Sequence[Booking]: ...
+    async def busy(self, provider_ids: Sequence[str]) -> set[str]:
+        """Those of the providers that have a job under way."""
+
     async def committed(self, provider_id: str) -> Sequence[Booking]:
         """Jobs under way and confirmed ones to come, oldest first, at most 100."""
 

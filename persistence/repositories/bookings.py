@@ -153,6 +153,11 @@ class SqlBookings:
     async def under_way(self, provider_id: str) -> Sequence[Booking]:
         return [booking_of(row) for row in await self._connection.execute(_UNDER_WAY, {"provider": provider_id})]
 
+    async def busy(self, provider_ids: Sequence[str]) -> set[str]:
+        under_way = bookings.c.status.in_(sorted(UNDER_WAY))
+        query = select(bookings.c.provider_id).where(bookings.c.provider_id.in_(provider_ids), under_way).distinct()
+        return set((await self._connection.execute(query)).scalars())
+
     async def committed(self, provider_id: str) -> Sequence[Booking]:
         return [booking_of(row) for row in await self._connection.execute(_COMMITTED, {"provider": provider_id})]
 

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test lint soak specs lock
+.PHONY: help run test lint bench soak specs lock
 BIN := .venv/bin
 # ARGS go to the command behind a target: make run ARGS="--port 9000", make test ARGS="tests/domain -x"
 ARGS ?=
@@ -15,6 +15,9 @@ test: .venv/.dev-stamp ## all tests but the long experiments
 
 lint: .venv/.dev-stamp ## style, types, layers, and whether the specifications are fresh
 	@.ci/lint
+
+bench: .venv/.dev-stamp ## measure this server and its yardsticks: make bench ARGS="p1 p5 --quick"
+	@.ci/ensure-system && $(BIN)/fixnado bench $(ARGS)
 
 soak: .venv/.dev-stamp ## the long experiments with failures
 	@.ci/ensure-system && $(BIN)/pytest -m soak $(ARGS)

@@ -13,6 +13,8 @@ class Limits:
 
     Attributes:
         connect_seconds: from the upgrade to ``session.connect``, else close 4502.
+        connects_at_once: clients that are being let in at the same time; the rest stand in line.
+        line_seconds: in that line before a client is told to come back.
         heartbeat_seconds: between pings, ± ``heartbeat_jitter`` of it so that sockets do not beat together.
         heartbeat_grace_seconds: silence beyond a heartbeat before close 4005.
         token_grace_seconds: from a token's end to close 4002.
@@ -40,6 +42,8 @@ class Limits:
     """
 
     connect_seconds: float = 10.0
+    connects_at_once: int = 128
+    line_seconds: float = 15.0
     heartbeat_seconds: float = 25.0
     heartbeat_jitter: float = 0.1
     heartbeat_grace_seconds: float = 10.0

@@ -85,17 +85,25 @@ class Acknowledgements(Protocol):
 
 
 class Transport(Protocol):
-    """A socket, lent to a session. Nothing here waits."""
+    """A connection, lent to a session: a WebSocket, or an event stream that puts frames into a shape of its own.
+
+    Nothing here waits.
+    """
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Sends finished WebSocket frames, in order. What the peer does not take yet is buffered without bound."""
+        """Sends finished frames (:func:`channels.protocol.text_frame`), in order. What the peer does not take yet is
+        buffered without bound.
+        """
+
+    def beat(self) -> bool:
+        """Send a heartbeat. Returns whether the peer is known to be there already; otherwise it has to answer."""
 
     def buffered_bytes(self) -> int:
         """What :attr:`write` took and the kernel did not yet."""
 
     def close(self, code: int, reason: str) -> None:
-        """Send a close frame and end the connection: when the peer answers, or without it after a grace."""
+        """Say why, and end the connection: when the peer has taken that, or without it after a grace."""
 
     def abort(self) -> None:
         """End the connection now; what is buffered is lost."""

@@ -111,6 +111,15 @@ class InvalidRequest(FixnadoError):
         self.id = request_id
 
 
+class NoSuchSession(FixnadoError):
+    """The connection that a request names is gone, or is somebody else's. The client opens a new one and resumes."""
+
+    type: ClassVar[str] = "no_such_session"
+    status: ClassVar[int] = 404
+    code: ClassVar[int] = -32003
+    default_message: ClassVar[str] = "This session is over."
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One call from a client. ``id`` is ``None`` for a notification, which gets no reply."""
@@ -298,3 +307,7 @@ def text_frame(payload: bytes) -> bytes:
     if length < 65536:
         return b"\x81\x7e%s%s" % (struct.pack("!H", length), payload)
     return b"\x81\x7f%s%s" % (struct.pack("!Q", length), payload)
+
+
+PING = text_frame(encode_notification("ping"))
+PONG = text_frame(encode_notification("pong"))

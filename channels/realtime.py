@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from channels.admission import Admission
 from channels.broker import Broker
 from channels.ephemeral import Announcer
 from channels.heartbeat import Wheel
 from channels.hub import Hub
 from channels.limits import Limits, TokenBuckets
+from channels.node import Node, untraced
 from channels.ports import (
     Access,
     Acknowledgements,
@@ -28,7 +30,7 @@ from channels.ports import (
 )
 from channels.presence import NodePresence, Presence
 from channels.protocol import CloseCode
-from channels.session import Node, Session, untraced
+from channels.session import Session
 from channels.subscriptions import Subscriptions
 from domain.log import EventLog
 from domain.ports import Clock
@@ -74,6 +76,7 @@ class Realtime:
         presence: Presence | None = None,
         buckets: TokenBuckets | None = None,
         trace: Trace = untraced,
+        tag: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         metrics = metrics or NoMetrics()
@@ -87,6 +90,7 @@ class Realtime:
         self._beating: asyncio.Task[None] | None = None
         self._node = Node(
             limits=limits,
+            admission=Admission(limits.connects_at_once, limits.line_seconds),
             hub=self.hub,
             subscriptions=self._subscriptions,
             presence=self.presence,
@@ -104,6 +108,7 @@ class Realtime:
             if buckets is None
             else buckets,
             trace=trace,
+            tag=tag,
         )
 
     async def start(self) -> None:
@@ -117,7 +122,7 @@ class Realtime:
         self._beating = asyncio.create_task(self._wheel.run(), name="heartbeat")
 
     def open(self, transport: Transport) -> Session:
-        """A socket is open: its session, which expects the transport's callbacks from now on."""
+        """A connection is open: its session, which expects the transport's callbacks from now on."""
         return Session(self._node, transport)
 
     def spend(self, user_id: str) -> float:

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field, replace
 
 import orjson
 
-from channels.hub import Catchup, Hub
+from channels.held_channel import Catchup
+from channels.hub import Hub
 from channels.limits import Limits
 from channels.lookups import Batch
 from channels.ports import Access, Snapshots

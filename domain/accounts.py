@@ -10,7 +10,7 @@ The order at the door: limits first, then the password, then how much else speak
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
@@ -334,6 +334,12 @@ class Accounts:
         if user is None:
             raise InvalidToken
         return {"user": user_view(user, sorted(actor.provider_ids))}
+
+    async def actors(self, sign_ins: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Actor]:
+        """The people behind verified access tokens, by ``(user id, session id)``; without those whose sign-in has ended
+        or whose account is disabled.
+        """
+        return await self._transactions.read(lambda uow: uow.people.actors(sign_ins))
 
     async def actor(self, user_id: str, session_id: str) -> Actor:
         """The person behind a verified access token.

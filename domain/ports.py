@@ -61,8 +61,13 @@ class People(Protocol):
 
     async def add_organisation(self, organisation_id: str, name: str) -> None: ...
     async def add_membership(self, organisation_id: str, user_id: str, role: MembershipRole) -> None: ...
+    async def actors(self, sign_ins: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Actor]:
+        """The people behind ``(user id, session id)``, with all their hats, in one query. Those whose account or
+        sign-in has ended are left out.
+        """
+
     async def actor(self, user_id: str, session_id: str) -> Actor | None:
-        """The person with all their hats, or ``None`` when the account or the sign-in has ended."""
+        """One of them."""
 
     async def lock_user(self, user_id: str) -> User | None:
         """Sign-ins that begin and the change of what they began with take turns at this."""
@@ -369,6 +374,9 @@ class Bookings(Protocol):
         """Whether the provider has a confirmed job in this time; for work that is soon, also any job under way."""
 
     async def under_way(self, provider_id: str) -> Sequence[Booking]: ...
+    async def busy(self, provider_ids: Sequence[str]) -> set[str]:
+        """Those of the providers that have a job under way."""
+
     async def committed(self, provider_id: str) -> Sequence[Booking]:
         """Jobs under way and confirmed ones to come, oldest first, at most 100."""
 

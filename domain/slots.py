@@ -150,12 +150,16 @@ async def find(ctx: Context, params: FindSlots) -> JSON:
     within = Interval(start, within.end)
     length, step = timedelta(minutes=service.duration_minutes), timedelta(minutes=ctx.policy.slot_step_minutes)
     plans = await ctx.uow.calendars.plans([each.id for each in providers], within, ctx.now)
+    # Nobody knows when work under way will end, so whoever does some cannot be held for a time that is soon.
+    any_soon = is_soon(ctx, within)
+    busy = await ctx.uow.bookings.busy([each.id for each in providers]) if any_soon else frozenset()
     free: dict[datetime, list[str]] = {}
     for provider in providers:
         plan = plans.get(provider.id)
         if plan is not None:
             for each in free_starts(plan, within, length, step, ctx.uow.recurrences, provider.max_daily_jobs):
-                free.setdefault(each, []).append(provider.id)
+                if provider.id not in busy or not is_soon(ctx, Interval(each, each + length)):
+                    free.setdefault(each, []).append(provider.id)
     starts = sorted(free)
     shape: JSON = {
         "slots": [

@@ -11,12 +11,13 @@ JSON = dict[str, Any]
 """A JSON object as plain Python."""
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 
 
 def new_id(now: datetime) -> str:
     """A ULID: 48 bits of milliseconds, 80 random bits, 26 characters that sort by time (github.com/ulid/spec)."""
     value = (int(now.timestamp() * 1000) << 80) | secrets.randbits(80)
-    return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[(value >> shift) & 1023] for shift in range(120, -1, -10)])
 
 
 def wire_time(moment: datetime) -> str:

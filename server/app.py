@@ -33,6 +33,7 @@ from channels.protocol import CloseCode
 from channels.realtime import Ports, Realtime
 from channels.redis_address import RedisAddress
 from channels.redis_client import RedisClient
+from channels.streams import Streams
 from channels.throttle import InProcessLimiter
 from channels.throttle_redis import RedisLimiter
 from domain.accounts import Accounts
@@ -64,6 +65,8 @@ from server.calendar_fetch import CalendarFetcher, CalendarSync
 from server.clock import SystemClock
 from server.courier import Courier, NotificationPruner
 from server.diagnosis import database_trouble
+from server.door import Door, DoorPolicy
+from server.events import EventsEndpoint
 from server.federation import IssuerKeys, IssuerOptions, IssuerTokens, JsonFetcher
 from server.http import Check, Surface, middleware
 from server.keys import KeyKeeper
@@ -88,7 +91,7 @@ from server.security_events import KINDS, AttestedSecurityEvents
 from server.settings import Settings
 from server.telemetry import Metrics, logger, watch_loop_lag
 from server.tokens import KeyRing, SigningKey, Tokens
-from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
+from server.websocket import SocketEndpoint, WithSocket
 from server.workers import FlagWatch, HubAudit, OutboxWatch, Pruner, SocketSweep, TimerWorker, Workers
 from server.zone_meter import ZoneMeter, follow_zones
 
@@ -175,6 +178,7 @@ class Application:
     Attributes:
         asgi: what the HTTP server runs, between :meth:`start` and :meth:`stop`.
         accounts, desk, transactions: for seeds and the command line.
+        doorman: tells who presents a token.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -261,14 +265,16 @@ class Application:
             )
         self._issuer_documents: JsonFetcher | None = None
         self._issuer_keys: IssuerKeys | None = None
-        doorman = TokenDoorman(self.tokens, self.accounts, clock, self._trusted_issuer())
+        self.doorman = TokenDoorman(self.tokens, self.accounts, clock, self._trusted_issuer())
         connections = ProviderConnections(self.desk, self.node_id, clock)
+        # In session ids, where other nodes look for who holds an event stream. It says nothing about the machine.
+        tag = secrets.token_hex(4)
         self.realtime = Realtime(
             Ports(
                 log=self.log,
                 broker=self.broker,
                 desk=self.desk,
-                doorman=doorman,
+                doorman=self.doorman,
                 access=DatabaseAccess(self.database),
                 snapshots=DatabaseSnapshots(self.transactions, self.desk),
                 connections=connections,
@@ -280,7 +286,10 @@ class Application:
             presence=self.presence,
             buckets=self.buckets,
             trace=trace,
+            tag=tag,
         )
+        exchange = self.broker if isinstance(self.broker, RedisBroker) else None
+        self.streams = Streams(tag, exchange, limits.call_seconds)
         self.desk.announcer = self.realtime.announcer
         self.flags = FlagNews(self.realtime.hub, clock)
         self.realtime.hub.listen(partial(follow_zones, zones))
@@ -332,17 +341,26 @@ class Application:
         )
 
         # What faces the network.
+        policy = DoorPolicy(
+            allowed_origins=self._origins(),
+            trusted_proxies=settings.trusted_proxies,
+            max_sockets=settings.max_sockets,
+            max_sockets_per_address=settings.max_sockets_per_ip,
+        )
+        self._door = Door(policy, lambda: self.realtime.draining)
         self.surface = Surface(
             accounts=self.accounts,
             second_factor=self.second_factor,
             credentials=self.credentials,
             desk=self.desk,
-            doorman=doorman,
+            doorman=self.doorman,
             feeds=CalendarFeeds(self.transactions, self.desk),
             tokens=self.tokens,
             metrics=self.metrics,
             checks=self.checks(),
             documents=specs.documents(),
+            streams=self.streams,
+            events=EventsEndpoint(self.realtime, self.streams, self._door, limits),
             callbacks=self.outbound.callbacks(self.desk),
             spend=self.realtime.spend,
         )
@@ -371,13 +389,7 @@ class Application:
             routes=self.surface.routes(),
             middleware=middleware(self.settings.allowed_origins, self.settings.trusted_proxies),
         )
-        policy = DoorPolicy(
-            allowed_origins=self._origins(),
-            trusted_proxies=self.settings.trusted_proxies,
-            max_sockets=self.settings.max_sockets,
-            max_sockets_per_address=self.settings.max_sockets_per_ip,
-        )
-        return WithSocket(app, SocketEndpoint(self.realtime, policy))
+        return WithSocket(app, SocketEndpoint(self.realtime, self._door))
 
     def _origins(self) -> frozenset[str]:
         origins = set(self.settings.allowed_origins)
@@ -405,6 +417,7 @@ class Application:
         await self._flag_watch.run_once()
         if isinstance(self.broker, RedisBroker):
             await self.broker.hear(NUDGE, lambda _: self.sequencer.nudge())
+        await self.streams.start()
         if self.presence is not None:
             await self.presence.start(NodePresence(self.realtime.hub))
         if self.buckets is not None:
@@ -436,6 +449,8 @@ class Application:
     async def stop(self) -> None:
         """Ends what :meth:`start` began, last first."""
         await self.realtime.stop()
+        await self.streams.stop()
+        await self.doorman.close()
         await self.workers.stop()
         if self.presence is not None:
             await self.presence.stop()

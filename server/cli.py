@@ -1,4 +1,4 @@
-"""The command line: ``fixnado serve``, ``demo``, ``migrate``, ``user``, ``keys``, ``audit``, ``epochs``, …"""
+"""The command line: ``fixnado serve``, ``demo``, ``migrate``, ``user``, ``keys``, ``audit``, ``bench``, …"""
 
 from __future__ import annotations
 
@@ -288,6 +288,25 @@ def watch(
         asyncio.run(watch_feed(url.rstrip("/"), email, password, console, events))
     except KeyboardInterrupt:
         return
+
+
+@cli.command()
+def bench(
+    work: Annotated[list[str] | None, typer.Argument(help="P1 to P9; all when none is named.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Short rounds, to see that everything works.")] = False,
+    record: Annotated[
+        bool | None, typer.Option(help="Add the table to benchmarks/RESULTS.md; quick runs do not by default.")
+    ] = None,
+) -> None:
+    """Measure this server and its yardsticks, from a checkout."""
+    if not (specs.ROOT / "benchmarks" / "__main__.py").exists():
+        _fail("the benchmarks are not part of an installed package: run `make bench` in a checkout")
+    options = ["--quick"] if quick else []
+    if record is not None:
+        options.append("--record" if record else "--no-record")
+    # In place of this process, so that it starts without what this one has imported, and Ctrl+C reaches it.
+    os.chdir(specs.ROOT)
+    os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *options, *(work or [])])  # noqa: S606 — no shell
 
 
 @cli.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from math import ceil
 from pathlib import Path
@@ -26,11 +26,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from channels.ports import Doorman
-from channels.protocol import InvalidRequest, check_members
+from channels.session_methods import METHODS as SESSION_METHODS
+from channels.streams import Streams
 from domain.accounts import Accounts
 from domain.commands import Desk, validated
 from domain.credentials import Credentials
-from domain.errors import FixnadoError, InvalidParams, NotAuthenticated, TooManyRequests
+from domain.errors import FixnadoError, InvalidParams, TooManyRequests
 from domain.identity import Actor
 from domain.second_factor import SecondFactor
 from domain.types import JSON, Origin, Point
@@ -38,6 +39,7 @@ from server.calendar_feed import CalendarFeeds
 from server.forwarded import Forwarded, Network
 from server.health import Degraded
 from server.operations import OPERATIONS, Call, Operation
+from server.requests import EVENTS_PATH, MethodNotAllowed, NoSuchPage, bearer_token, read_body
 from server.telemetry import (
     METRICS_CONTENT_TYPE,
     Metrics,
@@ -69,6 +71,18 @@ Check = Callable[[], Awaitable[str | None]]
 """Raises when the process cannot do its work without a dependency. A text says why it does it in a worse way."""
 
 
+REQUEST_HEADERS = (
+    "authorization",
+    "content-type",
+    "idempotency-key",
+    "last-event-id",
+    "traceparent",
+    "x-correlation-id",
+    "x-session",
+)
+"""What a page of an allowed origin may send."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """How a dependency is: ``ok``, ``degraded`` (still serving, and why not as it should), or ``failing``."""
@@ -80,42 +94,6 @@ class Finding:
         return {"status": self.status} if self.why is None else {"status": self.status, "why": self.why}
 
 
-class BadRequest(FixnadoError):
-    """The body is not JSON, no object, or one that two parsers may read differently."""
-
-    type = "bad_request"
-    status = 400
-    code = -32600
-    default_message = "The body must be a JSON object."
-
-
-class TooLarge(FixnadoError):
-    """The body is over the limit."""
-
-    type = "too_large"
-    status = 413
-    code = -32600
-    default_message = "The body is too large."
-
-
-class NoSuchPage(FixnadoError):
-    """Nothing is served there."""
-
-    type = "no_such_page"
-    status = 404
-    code = -32601
-    default_message = "There is nothing here."
-
-
-class MethodNotAllowed(FixnadoError):
-    """Something is served there, but not for that method."""
-
-    type = "method_not_allowed"
-    status = 405
-    code = -32601
-    default_message = "This address does not take that method."
-
-
 @dataclass(frozen=True, slots=True)
 class Surface:
     """What the REST surface is made of.
@@ -123,6 +101,8 @@ class Surface:
     Attributes:
         checks: per dependency by name, for readiness.
         documents: generated specifications by path.
+        streams: finds the sessions of event streams, for the methods that they answer.
+        events: serves those streams.
         callbacks: what carriers report to.
         spend: takes one request from a user's bucket, the one that counts on sockets too; seconds to wait, or 0.
     """
@@ -137,6 +117,8 @@ class Surface:
     metrics: Metrics
     checks: Mapping[str, Check]
     documents: Mapping[str, JSON]
+    streams: Streams = field(default_factory=Streams)
+    events: ASGIApp | None = None
     callbacks: Sequence[BaseRoute] = ()
     spend: Callable[[str], float] = lambda _: 0.0
     max_body_bytes: int = 65_536
@@ -158,6 +140,8 @@ class Surface:
             Mount("/console", StaticFiles(directory=CONSOLE)),
             Mount("/client", StaticFiles(directory=CLIENT)),
         ]
+        if self.events is not None:
+            routes.append(Route(EVENTS_PATH, self.events))
         routes += self.callbacks
         routes += [Route(path, self._document(document)) for path, document in self.documents.items()]
         return routes
@@ -165,7 +149,9 @@ class Surface:
     def _endpoint(self, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             actor = await self._signed_in(request) if operation.signed_in else None
-            params = validated(operation.params, await self._body(request)) if operation.params else None
+            params = (
+                validated(operation.params, await read_body(request, self.max_body_bytes)) if operation.params else None
+            )
             call = Call(
                 self.accounts,
                 request.state.origin,
@@ -182,8 +168,10 @@ class Surface:
 
     async def _command(self, request: Request) -> Response:
         actor = await self._signed_in(request)
-        params = await self._body(request)
+        params = await read_body(request, self.max_body_bytes)
         method = request.path_params["method"]
+        if method in SESSION_METHODS:
+            return json_response(await self._of_session(request, actor, method, params))
         key = request.headers.get("idempotency-key")
         started = asyncio.get_running_loop().time()
         outcome = "internal"
@@ -197,38 +185,19 @@ class Surface:
             self.metrics.command(method, outcome, asyncio.get_running_loop().time() - started)
         return json_response(result)
 
+    async def _of_session(self, request: Request, actor: Actor, method: str, params: JSON) -> JSON:
+        """A method of the event stream that ``X-Session`` names."""
+        session_id = request.headers.get("x-session")
+        if not session_id:
+            raise InvalidParams.at("X-Session", "required: the session of the event stream that this is about")
+        return await self.streams.perform(session_id, actor.user_id, method, params, request.state.origin)
+
     async def _signed_in(self, request: Request) -> Actor:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise NotAuthenticated
-        actor = (await self.doorman.authenticate(token.strip())).actor
+        actor = (await self.doorman.authenticate(bearer_token(request))).actor
         wait_seconds = self.spend(actor.user_id)
         if wait_seconds > 0:
             raise TooManyRequests(wait_seconds)
         return actor
-
-    async def _body(self, request: Request) -> JSON:
-        chunks: list[bytes] = []
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > self.max_body_bytes:
-                raise TooLarge
-            chunks.append(chunk)
-        if not size:
-            return {}
-        text = b"".join(chunks)
-        try:
-            body = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            raise BadRequest from None
-        if not isinstance(body, dict):
-            raise BadRequest
-        try:
-            check_members(body, text.decode())
-        except InvalidRequest as error:
-            raise BadRequest(error.message) from None
-        return body
 
     async def _calendar(self, request: Request) -> Response:
         text = await self.feeds.text(request.path_params["token"])
@@ -390,7 +359,7 @@ def middleware(allowed_origins: tuple[str, ...], trusted_proxies: tuple[Network,
             CORSMiddleware,
             allow_origins=list(allowed_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "idempotency-key", "x-correlation-id", "traceparent"],
+            allow_headers=REQUEST_HEADERS,
             expose_headers=["x-correlation-id", "retry-after"],
         ),
         Middleware(Problems),

@@ -15,15 +15,18 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
 
+from channels.event_stream import MAX_PLACES_BYTES
 from channels.protocol import SUBPROTOCOL, CloseCode
 from domain import snapshots
 from domain.catalogue import COMMANDS, EVENTS
 from domain.commands import Command, Mode
 from domain.events import EventClass
+from domain.session import Position
 from domain.types import JSON
-from domain.views import View
+from domain.views import Params, View
 from server import lifecycle_page
 from server.operations import OPERATIONS, Operation
+from server.requests import EVENTS_PATH
 
 API_VERSION = "1.0.0"
 ROOT = Path(__file__).parent.parent
@@ -53,6 +56,13 @@ class Health(View):
 
     status: Literal["live", "ready", "not_ready"]
     dependencies: dict[str, dict[str, str]] | None = None
+
+
+class StreamParams(Params):
+    """Where a client of an event stream stands; what it asks for without a place begins with a snapshot."""
+
+    client: str | None = None
+    resume: dict[str, Position | None] | None = None
 
 
 def documents() -> dict[str, JSON]:
@@ -93,9 +103,9 @@ def openapi() -> JSON:
     paths: JSON = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
-    for command in COMMANDS.values():
-        if command.mode is not Mode.SESSION:
-            paths[f"/commands/{command.name}"] = {"post": _command(command)}
+    paths[EVENTS_PATH] = {"get": _stream("events"), "post": _stream("eventsAfter")}
+    for command in _commands():
+        paths[f"/commands/{command.name}"] = {"post": _command(command)}
     paths["/health/live"] = {"get": _plain("Whether the process runs.", "live", Health)}
     ready = _plain("Whether it can serve: each dependency by name.", "ready", Health)
     ready["responses"]["503"] = _json("A dependency is failing.", _ref(Health))
@@ -140,12 +150,11 @@ def openapi() -> JSON:
             "responses": {"200": _json("A JWK Set.", {"type": "object"})},
         }
     }
-    models: list[type[BaseModel]] = [Problem, Health]
+    models: list[type[BaseModel]] = [Problem, Health, StreamParams]
     for operation in OPERATIONS:
         models += [model for model in (operation.params, operation.result) if model is not None]
-    for command in COMMANDS.values():
-        if command.mode is not Mode.SESSION:
-            models += [command.params, command.result]
+    for command in _commands():
+        models += [command.params, command.result]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -155,7 +164,7 @@ def openapi() -> JSON:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": "auth"}, {"name": "commands"}, {"name": "operations"}],
+        "tags": [{"name": "auth"}, {"name": "commands"}, {"name": "events"}, {"name": "operations"}],
         "paths": paths,
         "components": {
             "schemas": _schemas(models),
@@ -195,6 +204,42 @@ def _operation(operation: Operation) -> JSON:
     return shape
 
 
+def _commands() -> Iterable[Command]:
+    """Those of REST: opening a session is what ``/events`` does."""
+    return (command for command in COMMANDS.values() if command.name != "session.connect")
+
+
+def _stream(name: str) -> JSON:
+    """``/events``, with the place to resume from in a header (GET) or in the body (POST)."""
+    shape: JSON = {
+        "summary": "What a socket would say, as Server-Sent Events; docs/sse.md has the details.",
+        "operationId": name,
+        "tags": ["events"],
+        "security": [{"bearer": []}],
+        "responses": {
+            "200": {
+                "description": "A stream. Each event's data is one JSON-RPC message, as on the socket; the first "
+                "is the answer to `session.connect`, and `close` is the last.",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            "default": {"$ref": "#/components/responses/Problem"},
+        },
+    }
+    if name == "events":
+        shape["parameters"] = [
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "required": False,
+                "description": "The newest `id` of each channel, one after the other.",
+                "schema": {"type": "string", "maxLength": MAX_PLACES_BYTES},
+            }
+        ]
+    else:
+        shape["requestBody"] = _body(_ref(StreamParams))
+    return shape
+
+
 def _command(command: Command) -> JSON:
     shape: JSON = {
         "summary": command.summary,
@@ -208,6 +253,16 @@ def _command(command: Command) -> JSON:
             "default": {"$ref": "#/components/responses/Problem"},
         },
     }
+    if command.mode is Mode.SESSION:
+        shape["parameters"] = [
+            {
+                "name": "X-Session",
+                "in": "header",
+                "required": True,
+                "description": "The session of the event stream that this is about.",
+                "schema": {"type": "string", "maxLength": 64},
+            }
+        ]
     if command.mode is Mode.KEYED:
         shape["parameters"] = [
             {

@@ -12,6 +12,9 @@ check is here and nowhere else:
 * any ``crit`` is refused, as this product defines no critical extension (RFC 7515, section 4.1.11).
 
 Whether the session behind a valid token was revoked is not in the token: the caller asks what it knows of revocations.
+
+A token that was verified is remembered by its SHA-256, since clients that come back show the same one: its signature
+need not be computed again. Whether its key still counts and whether it has expired is asked every time.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ import base64
 import hashlib
 import json
 import secrets
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import jwt
@@ -38,6 +43,9 @@ AUDIENCE: Final = "fixnado"
 
 MAX_TOKEN_BYTES: Final = 4_096
 """Ours are about 400 bytes; what is longer is refused before any of it is parsed."""
+
+REMEMBERED_TOKENS: Final = 20_000
+"""Verified tokens kept by a process, the latest used; some 600 bytes each."""
 
 _REQUIRED: Final = ("exp", "iat", "jti", "aud", "iss", "sub", "sid")
 _HEADER: Final = frozenset({"typ", "alg", "kid"})
@@ -162,6 +170,7 @@ class Tokens:
 
     def __init__(self, ring: KeyRing, *, life_seconds: int, leeway_seconds: float) -> None:
         self.ring = ring
+        self._verified: OrderedDict[bytes, tuple[str, Claims]] = OrderedDict()
         self._life_seconds = life_seconds
         self._leeway_seconds = leeway_seconds
 
@@ -195,50 +204,72 @@ class Tokens:
         if len(token) > MAX_TOKEN_BYTES:
             raise InvalidToken
         try:
-            header = jwt.get_unverified_header(token)
-            kid = header.get("kid")
-            if not _HEADER.issuperset(header) or header.get("typ") != TOKEN_TYPE or not isinstance(kid, str):
-                raise InvalidToken
-            key = self.ring.find(kid, now)
-            if key is None:
-                raise InvalidToken
-            claims = jwt.decode(
-                token,
-                key.public,
-                algorithms=[ALGORITHM],
-                audience=AUDIENCE,
-                issuer=ISSUER,
-                options={
-                    "require": list(_REQUIRED),
-                    "strict_aud": True,
-                    # Judged below by the caller's clock. An `iat` ahead of ours is no attack: a node's clock is fast.
-                    "verify_exp": False,
-                    "verify_iat": False,
-                },
-            )
+            mark = hashlib.sha256(token.encode()).digest()
+            known = self._verified.get(mark)
+            kid, claims = known or self._decode(token, now)
         except (jwt.PyJWTError, ValueError, RecursionError) as error:
             # The text is a stranger's. ValueError: a lone surrogate, or a number past the interpreter's digit limit;
             # RecursionError: JSON as deep as 4 KiB allow.
             raise InvalidToken from error
-        return self._claims(claims, now)
+        if self.ring.find(kid, now) is None or now.timestamp() >= claims.expires_at.timestamp() + self._leeway_seconds:
+            self._verified.pop(mark, None)
+            raise InvalidToken
+        self._remember(mark, (kid, claims))
+        return claims
+
+    def _decode(self, token: str, now: datetime) -> tuple[str, Claims]:
+        """The name of the key and the claims of a token whose signature, header and shape are right."""
+        header = _header_of(token.partition(".")[0])
+        kid = header.get("kid")
+        if not _HEADER.issuperset(header) or header.get("typ") != TOKEN_TYPE or not isinstance(kid, str):
+            raise InvalidToken
+        key = self.ring.find(kid, now)
+        if key is None:
+            raise InvalidToken
+        claims = jwt.decode(
+            token,
+            key.public,
+            algorithms=[ALGORITHM],
+            audience=AUDIENCE,
+            issuer=ISSUER,
+            options={
+                "require": list(_REQUIRED),
+                "strict_aud": True,
+                # Judged by the caller's clock. An `iat` ahead of ours is no attack: a node's clock is fast.
+                "verify_exp": False,
+                "verify_iat": False,
+            },
+        )
+        return kid, _claims(claims)
+
+    def _remember(self, mark: bytes, known: tuple[str, Claims]) -> None:
+        self._verified[mark] = known
+        self._verified.move_to_end(mark)
+        if len(self._verified) > REMEMBERED_TOKENS:
+            self._verified.popitem(last=False)
 
     def jwks(self, now: datetime | None = None) -> dict[str, Any]:
         """The public keys for ``/.well-known/jwks.json``."""
         return self.ring.jwks(now or datetime.now(UTC))
 
-    def _claims(self, claims: Mapping[str, Any], now: datetime) -> Claims:
-        texts = [claims["sub"], claims["sid"], claims["jti"]]
-        times = [claims["exp"], claims["iat"]]
-        # `bool` is an `int` to Python, not a NumericDate to RFC 7519; NumericDates beyond a datetime are refused too.
-        if not all(isinstance(text, str) and text for text in texts) or not all(type(time) is int for time in times):
-            raise InvalidToken
-        try:
-            expires_at = datetime.fromtimestamp(claims["exp"], UTC)
-        except (OverflowError, ValueError, OSError) as error:
-            raise InvalidToken from error
-        if now.timestamp() >= claims["exp"] + self._leeway_seconds:
-            raise InvalidToken
-        return Claims(user_id=claims["sub"], session_id=claims["sid"], expires_at=expires_at, jti=claims["jti"])
+
+@lru_cache(maxsize=16)
+def _header_of(segment: str) -> Mapping[str, Any]:
+    """The header in a token's first segment: the same text for all tokens that one key has signed."""
+    return jwt.get_unverified_header(f"{segment}..")
+
+
+def _claims(claims: Mapping[str, Any]) -> Claims:
+    texts = [claims["sub"], claims["sid"], claims["jti"]]
+    times = [claims["exp"], claims["iat"]]
+    # `bool` is an `int` to Python, not a NumericDate to RFC 7519; NumericDates beyond a datetime are refused too.
+    if not all(isinstance(text, str) and text for text in texts) or not all(type(time) is int for time in times):
+        raise InvalidToken
+    try:
+        expires_at = datetime.fromtimestamp(claims["exp"], UTC)
+    except (OverflowError, ValueError, OSError) as error:
+        raise InvalidToken from error
+    return Claims(user_id=claims["sub"], session_id=claims["sid"], expires_at=expires_at, jti=claims["jti"])
 
 
 def _x(public: Ed25519PublicKey) -> str:

@@ -15,6 +15,8 @@ What is guarded, each seen in uvicorn 0.54 and each with a probe in the tests:
 * no deadline for headers, for a silent connection and for headers without end → 5 s and 64 KiB;
 * no deadline for a body that drips → 10 s;
 * the access log shows query strings of sockets → it does not;
+* a client that does not read its response keeps ``send()`` waiting for ever, and closing as well → whoever streams
+  borrows the connection (:meth:`HttpProtocol.lend`), which tells what waits and can be aborted;
 * shutdown closes all sockets at once with 1012, before the application hears of it → :class:`DrainingServer`.
 
 Pinned to uvicorn 0.54 in pyproject.toml, because these are subclasses of what it does not promise.
@@ -37,15 +39,21 @@ from websockets.exceptions import InvalidState
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
-from channels.protocol import MAX_FRAME_BYTES, CloseCode
+from channels.protocol import MAX_FRAME_BYTES, PING, CloseCode
 
 logger = logging.getLogger(__name__)
 
 TRANSPORT = "fixnado.transport"
-"""The name of the extension in the scope."""
+"""The name of the extension in the scope of a socket: a :class:`LentTransport`."""
+
+LEND = "fixnado.lend"
+"""The name of the extension in the scope of a request: :meth:`HttpProtocol.lend`."""
 
 HEADER_SECONDS = 5.0
 """From the first moment of a connection, or the first byte of a later request, to the end of its headers."""
+
+LATE_LOOP_SECONDS = 0.05
+"""From that deadline to the abort: at least one turn of the loop, in which it reads."""
 
 BODY_SECONDS = 10.0
 """From the end of a request's headers to the end of its body, which is 64 KiB at most."""
@@ -102,6 +110,10 @@ class LentTransport:
         """Send messages to ``receiver`` from now on; ``gone`` is called once, when the connection has ended."""
         self._protocol.attach(receiver, gone)
 
+    def beat(self) -> bool:
+        self.write(PING)
+        return False
+
     def buffered_bytes(self) -> int:
         return self._protocol.transport.get_write_buffer_size()
 
@@ -110,6 +122,17 @@ class LentTransport:
 
     def abort(self) -> None:
         self._protocol.transport.abort()
+
+
+class StreamOwner(Protocol):
+    """Writes the body of a response itself: a :class:`server.events.EventStream`."""
+
+    def paused(self) -> None: ...
+
+    def resumed(self) -> None: ...
+
+    def lost(self) -> None:
+        """The connection is gone."""
 
 
 class _NoQueue(asyncio.Queue[Any]):
@@ -380,6 +403,37 @@ class HttpProtocol(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
         self._body_timer: asyncio.TimerHandle | None = None
+        self._owner: StreamOwner | None = None
+
+    # The loan
+
+    def lend(self, owner: StreamOwner) -> asyncio.Transport:
+        """Lend the connection to whoever answers the running request.
+
+        It may write the body past uvicorn, chunk by chunk, between the start of the response and its end, which both
+        are uvicorn's. So nothing it writes waits for the peer, how much waits can be told, and the connection can be
+        aborted. It should not be used for another request afterwards (``connection: close``).
+        """
+        self._owner = owner
+        return self.transport
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._owner is not None:
+            self._owner.paused()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._owner is not None:
+            self._owner.resumed()
+
+    def eof_received(self) -> None:
+        super().eof_received()
+        if self._owner is not None:
+            # Closing would wait for a flush, and whoever hung up may never read again.
+            self.transport.abort()
+
+    # Deadlines
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -389,6 +443,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._headers_are_here()
         self._body_is_here()
         super().connection_lost(exc)
+        # The scope leads back here through the extension.
+        self.scope = None  # type: ignore[assignment]
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.lost()
 
     def data_received(self, data: bytes) -> None:
         if self._header_timer is not None:
@@ -408,6 +467,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._headers_are_here()
         self._body_timer = self.loop.call_later(self.body_seconds, self._abort)
+        cast(dict[str, Any], self.scope)["extensions"] = {LEND: self.lend}
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -424,7 +484,11 @@ class HttpProtocol(HttpToolsProtocol):
     def _expect_headers(self) -> None:
         if self._header_timer is None:
             self._header_bytes = 0
-            self._header_timer = self.loop.call_later(self.header_seconds, self._abort)
+            self._header_timer = self.loop.call_later(self.header_seconds, self._look_once_more)
+
+    def _look_once_more(self) -> None:
+        # When it is the loop that was late, in a storm, the headers are in the socket already: let them be read.
+        self._header_timer = self.loop.call_later(LATE_LOOP_SECONDS, self._abort)
 
     def _abort(self) -> None:
         self._header_timer = None

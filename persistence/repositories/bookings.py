@@ -24,6 +24,7 @@ from persistence.unit_of_work import UnitOfWork
 
 _GET = select(bookings).where(bookings.c.id == bindparam("booking"))
 _LOCK = _GET.with_for_update()
+_ADD = insert(bookings)
 _CLASH = {soon: select(clash(bindparam("provider"), soon=soon)) for soon in (True, False)}
 _UNDER_WAY = (
     select(bookings)
@@ -56,6 +57,11 @@ _SAVE = (
     update(bookings)
     .where(bookings.c.id == bindparam("booking"), bookings.c.version == bindparam("version_before"))
     .values({column: bindparam(f"new_{column}") for column in (*_MUTABLE, "updated_at", "updated_by")})
+)
+_SAVE_WAVE = (
+    update(bookings)
+    .where(bookings.c.id == bindparam("booking"))
+    .values({column: bindparam(f"new_{column}") for column in ("wave", "updated_at", "updated_by")})
 )
 _WAITING = (
     select(bookings.c.id)
@@ -100,7 +106,7 @@ class SqlBookings:
             "price_minor": booking.price.amount_minor,
             "currency": booking.price.currency,
         }
-        await self._connection.execute(insert(bookings), row | _mutable(booking) | created(self._unit))
+        await self._connection.execute(_ADD, row | _mutable(booking) | created(self._unit))
 
     async def get(self, booking_id: str) -> Booking | None:
         row = (await self._connection.execute(_GET, {"booking": booking_id})).one_or_none()
@@ -119,8 +125,8 @@ class SqlBookings:
             raise Conflict
 
     async def save_wave(self, booking: Booking) -> None:
-        values = {"wave": booking.wave} | updated(self._unit)
-        await self._connection.execute(update(bookings).where(bookings.c.id == booking.id).values(values))
+        values = {f"new_{name}": value for name, value in ({"wave": booking.wave} | updated(self._unit)).items()}
+        await self._connection.execute(_SAVE_WAVE, values | {"booking": booking.id})
 
     async def of(self, actor: Actor, status: Status | None, before: str | None, limit: int) -> Sequence[Booking]:
         query = select(bookings).order_by(bookings.c.id.desc()).limit(limit)
@@ -146,6 +152,11 @@ class SqlBookings:
 
     async def under_way(self, provider_id: str) -> Sequence[Booking]:
         return [booking_of(row) for row in await self._connection.execute(_UNDER_WAY, {"provider": provider_id})]
+
+    async def busy(self, provider_ids: Sequence[str]) -> set[str]:
+        under_way = bookings.c.status.in_(sorted(UNDER_WAY))
+        query = select(bookings.c.provider_id).where(bookings.c.provider_id.in_(provider_ids), under_way).distinct()
+        return set((await self._connection.execute(query)).scalars())
 
     async def committed(self, provider_id: str) -> Sequence[Booking]:
         return [booking_of(row) for row in await self._connection.execute(_COMMITTED, {"provider": provider_id})]

@@ -16,6 +16,13 @@ from persistence.unit_of_work import UnitOfWork
 
 _GET = select(conversations.c.id, conversations.c.last_offset).where(conversations.c.id == bindparam("conversation"))
 _LOCK = _GET.with_for_update()
+_OPEN = insert(conversations)
+_APPEND = insert(messages)
+_ADVANCE = (
+    update(conversations)
+    .where(conversations.c.id == bindparam("conversation"))
+    .values({column: bindparam(f"new_{column}") for column in ("last_offset", "updated_at", "updated_by")})
+)
 _MESSAGE = [messages.c[field.name] for field in fields(Message)]
 
 _sqlite_mark = sqlite_insert(read_marks)
@@ -37,7 +44,7 @@ class SqlConversations:
 
     async def open(self, conversation_id: str) -> None:
         row = {"id": conversation_id, "last_offset": 0}
-        await self._connection.execute(insert(conversations), row | created(self._unit))
+        await self._connection.execute(_OPEN, row | created(self._unit))
 
     async def lock(self, conversation_id: str) -> Conversation | None:
         row = (await self._connection.execute(_LOCK, {"conversation": conversation_id})).one_or_none()
@@ -48,12 +55,10 @@ class SqlConversations:
         return None if row is None else Conversation(row.id, row.last_offset)
 
     async def append(self, message: Message) -> None:
-        await self._connection.execute(insert(messages), asdict(message) | created(self._unit))
-        await self._connection.execute(
-            update(conversations)
-            .where(conversations.c.id == message.conversation_id)
-            .values(last_offset=message.offset, **updated(self._unit))
-        )
+        await self._connection.execute(_APPEND, asdict(message) | created(self._unit))
+        values = {f"new_{name}": value for name, value in updated(self._unit).items()}
+        bound = {"conversation": message.conversation_id, "new_last_offset": message.offset}
+        await self._connection.execute(_ADVANCE, bound | values)
 
     async def page(self, conversation_id: str, before: int | None, limit: int) -> Sequence[Message]:
         query = (

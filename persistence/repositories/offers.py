@@ -14,6 +14,7 @@ from persistence.repositories.audit import created, updated
 from persistence.tables import offers
 from persistence.unit_of_work import UnitOfWork
 
+_ADD = insert(offers)
 _GET = select(offers).where(offers.c.id == bindparam("offer"))
 _LIVE_OF_BOOKING = (
     select(offers)
@@ -49,7 +50,7 @@ class SqlOffers:
 
     async def add_all(self, made: Sequence[Offer]) -> None:
         audit = created(self._unit)
-        await self._connection.execute(insert(offers), [_row(offer) | audit for offer in made])
+        await self._connection.execute(_ADD, [_row(offer) | audit for offer in made])
 
     async def get(self, offer_id: str) -> Offer | None:
         row = (await self._connection.execute(_GET, {"offer": offer_id})).one_or_none()

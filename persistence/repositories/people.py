@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -26,8 +26,9 @@ from persistence.tables import (
 )
 from persistence.unit_of_work import UnitOfWork
 
-_ACTOR = (
+_ACTORS = (
     select(
+        sessions.c.id.label("session_id"),
         users.c.id,
         users.c.name,
         users.c.roles,
@@ -36,18 +37,16 @@ _ACTOR = (
         providers.c.id.label("provider_id"),
     )
     .select_from(
-        users.join(sessions, sessions.c.user_id == users.c.id)
+        sessions.join(users, sessions.c.user_id == users.c.id)
         .outerjoin(memberships, memberships.c.user_id == users.c.id)
         .outerjoin(providers, providers.c.organisation_id == memberships.c.organisation_id)
     )
     .where(
-        users.c.id == bindparam("user"),
-        sessions.c.id == bindparam("session"),
+        sessions.c.id.in_(bindparam("sessions", expanding=True)),
         users.c.disabled_at.is_(None),
         sessions.c.revoked_at.is_(None),
         sessions.c.expires_at > bindparam("now"),
     )
-    .order_by(memberships.c.organisation_id)
 )
 
 _MEMBERSHIPS = (
@@ -90,22 +89,15 @@ class SqlPeople:
         row = {"organisation_id": organisation_id, "user_id": user_id, "role": role.value, "version": 1}
         await self._connection.execute(insert(memberships), row | created(self._unit))
 
+    async def actors(self, sign_ins: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Actor]:
+        bound = {"sessions": [session_id for _, session_id in sign_ins], "now": self._unit.now}
+        found: dict[tuple[str, str], list[Any]] = {}
+        for row in await self._connection.execute(_ACTORS, bound):
+            found.setdefault((row.id, row.session_id), []).append(row)
+        return {named: _actor(found[named]) for named in sign_ins if named in found}
+
     async def actor(self, user_id: str, session_id: str) -> Actor | None:
-        bound = {"user": user_id, "session": session_id, "now": self._unit.now}
-        rows = (await self._connection.execute(_ACTOR, bound)).all()
-        if not rows:
-            return None
-        return Actor(
-            user_id=rows[0].id,
-            name=rows[0].name,
-            roles=frozenset(Role(role) for role in rows[0].roles),
-            memberships=tuple(
-                Membership(row.organisation_id, row.provider_id, MembershipRole(row.role))
-                for row in rows
-                if row.provider_id is not None
-            ),
-            session_id=session_id,
-        )
+        return (await self.actors([(user_id, session_id)])).get((user_id, session_id))
 
     async def lock_user(self, user_id: str) -> User | None:
         query = select(users).where(users.c.id == user_id).with_for_update()
@@ -199,6 +191,23 @@ class SqlPeople:
             if trouble_of(error) is Trouble.DUPLICATE:
                 raise RetryTransaction(f"a concurrent transaction wrote the same row of {table.name}") from error
             raise
+
+
+def _actor(rows: Sequence[Any]) -> Actor:
+    """A person, from a row for each place of theirs; one row without a place for those who have none."""
+    first = rows[0]
+    places = [
+        Membership(row.organisation_id, row.provider_id, MembershipRole(row.role))
+        for row in rows
+        if row.provider_id is not None
+    ]
+    return Actor(
+        user_id=first.id,
+        name=first.name,
+        roles=frozenset(map(Role, first.roles)),
+        memberships=tuple(sorted(places, key=lambda place: place.organisation_id)),
+        session_id=first.session_id,
+    )
 
 
 def _user(row: Row[Any]) -> User:

@@ -1,26 +1,22 @@
 import { EntityStore } from '/client/index.js';
-import { createBookingCard } from './booking-card.js';
-import { h, icon, once, setText, show } from './dom.js';
+import { createAttention } from './attention.js';
+import { createBoard, LANES } from './board.js';
+import { bookingDetail } from './booking-detail.js';
+import { h, once } from './dom.js';
 import { createFeed } from './feed.js';
 import { createMap, mapLegend } from './map.js';
 import { createRisks } from './risk.js';
-import { code, isActive, isTracked, nameOf, PRESENCE, problem, statusOf } from './words.js';
+import { code, isActive, isTracked, nameOf, PRESENCE, statusOf } from './words.js';
+import { createZoneFigures } from './zone-figures.js';
 
-const COUNTERS = [
-  { id: 'finding', label: 'Finding', tone: 'wait', statuses: ['pending', 'awaiting_assignment'] },
-  { id: 'assigned', label: 'Assigned', tone: 'set', statuses: ['assigned', 'scheduled'] },
-  { id: 'moving', label: 'On the way', tone: 'move', statuses: ['en_route', 'arrived'] },
-  { id: 'working', label: 'Working', tone: 'work', statuses: ['in_progress', 'paused'] },
-  { id: 'completed', label: 'Completed', tone: 'done', statuses: ['completed'] },
-  { id: 'trouble', label: 'Stopped', tone: 'bad', statuses: ['unfulfilled', 'cancelled', 'no_show', 'disputed'] },
-];
 /** Heat is asked for in so many zones; the others show it once it moves. */
 const HEATED = 20;
 /** Positions come on each booking's own channel; this many are followed at once. */
 const FOLLOWED = 40;
 
 /**
- * What operations watch: counters, the map, every event, and one booking to step into.
+ * What operations watch: what needs a person, bookings by state and by deadline, zones and their map, every event, and one
+ * booking to step into.
  *
  * @param {import('./pane.js').Person} person
  * @returns {import('./pane.js').View}
@@ -33,19 +29,22 @@ export function adminView(person) {
   const providers = new Map();
   /** @type {any[]} */
   let services = [];
-  /** @type {ReturnType<typeof detailOf> | null} */
+  /** @type {ReturnType<typeof bookingDetail> | null} */
   let detail = null;
 
-  const counters = h(
-    'ul',
-    { class: 'counters', 'aria-label': 'Bookings by state' },
-    ...COUNTERS.map(({ id, label, tone }) =>
-      h('li', { 'data-tone': tone }, h('strong', { 'data-testid': `admin-count-${id}` }, '0'), h('span', {}, label)),
-    ),
-  );
+  const now = () => client.serverNow();
+  const board = createBoard({ serviceName, providerName: (id) => providers.get(id)?.name, open: select, now });
+  const attention = createAttention({
+    client,
+    serviceName,
+    providers: () => [...providers.values()],
+    open: select,
+    onbooking: (newer) => bookings.put(newer),
+  });
+  const figures = createZoneFigures(client);
   const map = createMap({ label: 'The zone with bookings and providers', height: 300, testid: 'admin-map' });
   const crew = h('ul', { class: 'crew', 'aria-label': 'Providers', 'data-testid': 'admin-providers' });
-  const risks = createRisks({ now: () => client.serverNow(), open: select });
+  const risks = createRisks({ now, bookings: () => bookings.values().map(withClocks), open: select });
   const detailPlace = h('div', { 'data-testid': 'admin-detail' });
   const feed = createFeed({
     providerName: (id) => providers.get(id)?.name ?? 'a provider',
@@ -54,22 +53,37 @@ export function adminView(person) {
   });
   const element = h(
     'div',
-    { class: 'stack' },
-    counters,
+    { class: 'operations' },
+    board.element,
+    h('div', { class: 'stack operations-now' }, attention.element, detailPlace),
     h(
       'div',
-      { class: 'map-frame' },
-      map.element,
-      mapLegend([
-        ...COUNTERS.slice(0, 4).map(({ label, tone }) => ({ label, tone })),
-        { label: 'Provider', tone: 'done', kind: 'provider' },
-      ]),
+      { class: 'stack operations-map' },
+      h(
+        'div',
+        { class: 'map-frame' },
+        map.element,
+        mapLegend([
+          ...LANES.slice(0, 4).map(({ label, tone }) => ({ label, tone })),
+          { label: 'Provider', tone: 'done', kind: 'provider' },
+          { label: 'More wanted', tone: 'bad', kind: 'heat' },
+          { label: 'More free', tone: 'done', kind: 'heat' },
+        ]),
+      ),
+      crew,
+      figures.element,
     ),
-    crew,
-    risks.element,
-    detailPlace,
-    feed.element,
+    h('div', { class: 'stack operations-feed' }, risks.element, feed.element),
   );
+
+  /** Clocks have a version of their own, and may be newer than the booking that brought the others. @type {Map<string, any>} */
+  const clocks = new Map();
+
+  function takeClocks(id, sla) {
+    if (sla && (clocks.get(id)?.version ?? -1) < sla.version) clocks.set(id, sla);
+  }
+
+  const withClocks = (booking) => ({ ...booking, sla: clocks.get(booking.id) ?? booking.sla });
 
   function serviceName(id) {
     return nameOf(services, id);
@@ -77,10 +91,10 @@ export function adminView(person) {
 
   const render = once(() => {
     const all = bookings.values();
-    for (const { id, statuses } of COUNTERS) {
-      const count = all.filter((booking) => statuses.includes(booking.status)).length;
-      setText(/** @type {Element} */ (counters.querySelector(`[data-testid="admin-count-${id}"]`)), String(count));
-    }
+    const timed = all.map(withClocks);
+    board.render(timed);
+    attention.render(timed);
+    risks.render();
     map.setMarkers([
       ...all.filter(isActive).map((booking) => ({
         id: booking.id,
@@ -115,6 +129,15 @@ export function adminView(person) {
     detail?.renderProviders();
   });
 
+  const ticking = setInterval(() => {
+    board.tick((id) => {
+      const booking = bookings.get(id);
+      return booking && withClocks(booking);
+    });
+    attention.render(bookings.values().map(withClocks));
+    risks.render();
+  }, 1000);
+
   // --- positions of providers on the way
 
   /** @type {Map<string, () => void>} */
@@ -128,6 +151,7 @@ export function adminView(person) {
     const off = channel.on('location.moved', ({ data }) => {
       const provider = providers.get(data.provider_id);
       if (provider) provider.location = { lat: data.lat, lon: data.lon };
+      attention.moved(booking.id, data);
       render();
     });
     channel.subscribe().catch(() => undefined);
@@ -144,6 +168,7 @@ export function adminView(person) {
     render();
   });
   bookings.on('remove', (id) => {
+    clocks.delete(id);
     followed.get(id)?.();
     render();
   });
@@ -154,7 +179,7 @@ export function adminView(person) {
     const booking = bookings.get(id);
     if (!booking) return;
     closeDetail();
-    const mine = detailOf({
+    const mine = bookingDetail({
       booking,
       person,
       serviceName,
@@ -212,8 +237,10 @@ export function adminView(person) {
     if (!state) return;
     map.setZones(state.zones);
     askForHeat(state.zones.slice(0, HEATED));
-    risks.clear();
-    for (const booking of state.bookings) risks.put(booking.id, booking.sla);
+    figures.of(state.zones);
+    attention.start(state.offers);
+    clocks.clear();
+    for (const booking of state.bookings) takeClocks(booking.id, booking.sla);
     providers.clear();
     for (const provider of state.providers) providers.set(provider.id, provider);
     bookings.replaceAll(state.bookings);
@@ -226,9 +253,10 @@ export function adminView(person) {
     render();
   });
   channel.on('*', (event) => {
+    attention.heard(event);
+    takeClocks(event.data.booking_id, event.data.sla ?? event.data.booking?.sla);
     if (event.data.booking) bookings.put(event.data.booking);
-    const sla = event.data.sla ?? event.data.booking?.sla;
-    if (sla) risks.put(event.data.booking_id, sla);
+    render();
     if (/^(booking|offer|dispute|sla)\./.test(event.type)) feed.add(event);
   });
 
@@ -254,79 +282,8 @@ export function adminView(person) {
     element,
     dispose() {
       detail?.dispose();
-      risks.dispose();
+      clearInterval(ticking);
       feed.dispose();
     },
-  };
-}
-
-/**
- * One booking with everything operations can do to it.
- *
- * @param {object} options
- * @param {any} options.booking
- * @param {import('./pane.js').Person} options.person
- * @param {(id: string) => string} options.serviceName
- * @param {Map<string, any>} options.providers
- * @param {(booking: any) => void} options.onbooking
- * @param {() => void} options.onclose
- */
-function detailOf({ booking, person, serviceName, providers, onbooking, onclose }) {
-  const choice = h('select', { 'aria-label': 'Provider', 'data-testid': 'admin-assign-provider' });
-  const assign = h('button', { type: 'button', class: 'button small', 'data-testid': 'admin-assign', onclick: give }, 'Assign');
-  const assignRow = h('div', { class: 'confirm' }, choice, assign);
-  const holder = h('p', { class: 'facts' });
-  const error = h('p', { class: 'error', role: 'alert', hidden: true });
-  const card = createBookingCard({
-    booking,
-    person,
-    serviceName,
-    onbooking,
-    actions: h('div', { class: 'stack tight' }, holder, assignRow, error),
-  });
-  const close = h(
-    'button',
-    { type: 'button', class: 'button small quiet round', 'data-testid': 'admin-detail-close', 'aria-label': 'Close', onclick: onclose },
-    icon('close'),
-  );
-  const element = h('div', { class: 'detail' }, close, card.element);
-  element.addEventListener('keydown', (event) => {
-    if (/** @type {KeyboardEvent} */ (event).key === 'Escape') onclose();
-  });
-
-  function renderProviders() {
-    const now = card.booking;
-    const name = providers.get(now.provider_id)?.name;
-    setText(holder, name ? `With ${name}` : '');
-    show(holder, Boolean(name));
-    show(assignRow, now.status === 'awaiting_assignment');
-    const options = [...providers.values()];
-    const ids = options.map(({ id }) => id).join();
-    if (choice.dataset.ids === ids) return;
-    choice.dataset.ids = ids;
-    choice.replaceChildren(...options.map(({ id, name: label }) => h('option', { value: id }, label)));
-  }
-
-  async function give() {
-    show(error, false);
-    try {
-      const result = await person.client.call('booking.assign', { booking_id: booking.id, provider_id: choice.value });
-      onbooking(result.booking);
-    } catch (failure) {
-      setText(error, problem(failure));
-      show(error, true);
-    }
-  }
-
-  renderProviders();
-  return {
-    id: booking.id,
-    element,
-    renderProviders,
-    update(newer) {
-      card.update(newer);
-      renderProviders();
-    },
-    dispose: () => card.dispose(),
   };
 }

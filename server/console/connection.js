@@ -43,9 +43,11 @@ export function connectionStrip(client) {
   function render() {
     const { state: now } = client;
     state.dataset.state = now;
+    state.dataset.transport = client.transport;
+    state.title = client.transport === 'sse' ? 'This network lets no WebSocket through: events come as a stream over HTTP.' : '';
     const seconds = Math.ceil((retryAt - Date.now()) / 1000);
     const labels = {
-      online: 'Live',
+      online: client.transport === 'sse' ? 'Live over HTTP' : 'Live',
       connecting: client.session ? 'Reconnecting' : 'Connecting',
       waiting: seconds > 0 ? `Retry in ${seconds} s` : 'Reconnecting',
       offline: 'Network cut',

@@ -207,7 +207,13 @@ export function createMap({ label, width = 480, height = 300, testid, onpick }) 
     },
     /** Whether a point lies on a zone: a hint for the eye; the server decides. @param {Point} point */
     covers(point) {
-      return zones.some((zone) => outlines(zone.geometry).some((rings) => oddCrossings(rings, point)));
+      return this.zoneAt(point) !== undefined;
+    },
+    /** The smallest zone that a point lies on, as the server has it. @param {Point} point @returns {string | undefined} */
+    zoneAt(point) {
+      return zones
+        .filter((zone) => outlines(zone.geometry).some((rings) => oddCrossings(rings, point)))
+        .sort((one, other) => extent(one.geometry) - extent(other.geometry))[0]?.id;
     },
     /** A point near the middle that lies on a zone. @returns {Point | null} */
     somewhere() {
@@ -228,6 +234,13 @@ export function createMap({ label, width = 480, height = 300, testid, onpick }) 
 function outlines(geometry) {
   if (geometry.type === 'Polygon') return [geometry.coordinates];
   return geometry.type === 'MultiPolygon' ? geometry.coordinates : [];
+}
+
+/** The area in square degrees: enough to tell which of two zones in one place is the smaller. @param {any} geometry */
+function extent(geometry) {
+  const ring = (points) =>
+    Math.abs(points.slice(1).reduce((sum, [x, y], index) => sum + points[index][0] * y - x * points[index][1], 0)) / 2;
+  return outlines(geometry).reduce((sum, [outer, ...holes]) => sum + ring(outer) - holes.reduce((all, hole) => all + ring(hole), 0), 0);
 }
 
 /**

@@ -31,13 +31,18 @@ export function createPane({ role, title, kind, roles, accounts, view }) {
   const name = h('p', { class: 'pane-name' });
   const account = h(
     'button',
-    { type: 'button', class: 'button small quiet', 'data-testid': 'account-switch', onclick: () => signOut() },
-    'Switch account',
+    { type: 'button', class: 'button small quiet', 'data-testid': 'account-switch', 'aria-label': 'Switch account', onclick: () => signOut() },
+    'Switch',
   );
   const settings = h(
     'button',
     { type: 'button', class: 'button small quiet', 'data-testid': 'account-open', hidden: true, onclick: () => current && openAccount(current.auth) },
     'Account',
+  );
+  const widen = h(
+    'button',
+    { type: 'button', class: 'button small quiet round widen', 'data-testid': 'pane-widen', 'aria-pressed': 'false', 'aria-label': `${title} alone`, title: 'Show this one alone', onclick: toggleWide },
+    icon('wide'),
   );
   const top = h('div', { class: 'pane-top' });
   const body = h('div', { class: 'pane-body' });
@@ -55,6 +60,7 @@ export function createPane({ role, title, kind, roles, accounts, view }) {
         h('div', { class: 'pane-titles' }, h('h2', { id: `title-${role}` }, title), name),
         settings,
         account,
+        widen,
       ),
       picker?.element,
       top,
@@ -65,6 +71,14 @@ export function createPane({ role, title, kind, roles, accounts, view }) {
   let current = null;
   // A sign-in that was overtaken by another must not take the pane.
   let turn = 0;
+
+  /** One person on the whole page; the others stay live meanwhile. */
+  function toggleWide() {
+    const wide = element.classList.toggle('wide');
+    element.parentElement?.classList.toggle('one', wide);
+    widen.setAttribute('aria-pressed', String(wide));
+    widen.replaceChildren(icon(wide ? 'narrow' : 'wide'));
+  }
 
   function leave() {
     turn += 1;

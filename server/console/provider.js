@@ -2,8 +2,15 @@ import { EntityStore } from '/client/index.js';
 import { createBookingCard } from './booking-card.js';
 import { h, icon, setText, show } from './dom.js';
 import { startDrive } from './drive.js';
+import { createLater } from './later.js';
+import { settled } from './moments.js';
 import { createOfferCard } from './offer-card.js';
-import { isActive, nameOf, PRESENCE, problem, reasonText } from './words.js';
+import { createWeek } from './week.js';
+import { isActive, isLater, nameOf, PRESENCE, problem, reasonText } from './words.js';
+
+const QUIET_MS = 200;
+/** Members who plan, and hear everything about their organisation's jobs. */
+const MANAGERS = ['owner', 'dispatcher'];
 
 /** Steps a provider can take from each status: the first is the usual one. @type {Record<string, { to: string, label: string }[]>} */
 const NEXT = {
@@ -19,7 +26,7 @@ const NEXT = {
 };
 
 /**
- * What a provider works with: presence, offers that pop up, and the jobs taken.
+ * What a provider works with: presence, offers that pop up, the jobs taken, and the week they fall into.
  *
  * @param {import('./pane.js').Person} person
  * @returns {import('./pane.js').View}
@@ -44,17 +51,37 @@ export function providerView(person) {
   const alert = h('p', { class: 'visually-hidden', role: 'alert', 'data-testid': 'offer-alert' });
   const jobList = h('div', { class: 'stack', 'data-testid': 'provider-jobs' });
   const noJobs = h('p', { class: 'empty' }, 'No job yet. One you accept is worked from here.');
+  const waits = (booking) => isActive(booking) && isLater(booking, client.serverNow());
+  const later = createLater({
+    testid: 'provider-later',
+    waiting: () => jobs.values().filter((booking) => waits(booking) && !cards.has(booking.id)),
+    look: addJob,
+  });
   const past = h('div', { class: 'stack' });
   const pastTitle = h('summary', {}, 'Earlier jobs');
   const pastBox = h('details', { class: 'more', hidden: true }, pastTitle, past);
   const error = h('p', { class: 'error', role: 'alert', hidden: true });
+  const week = createWeek({ client, services: () => services });
+  const shown = h(
+    'div',
+    { class: 'segments parts', role: 'radiogroup', 'aria-label': 'What to show', onchange: () => (element.dataset.part = chosenPart()) },
+    part('jobs', 'Jobs', true),
+    part('week', 'Week', false),
+  );
   const element = h(
     'div',
-    { class: 'stack' },
-    presence.element,
-    h('section', { class: 'stack', 'aria-label': 'Offers' }, h('h3', { class: 'section-title' }, 'Offers'), alert, offerNote, noOffers, offerList),
-    h('section', { class: 'stack', 'aria-label': 'Jobs' }, h('h3', { class: 'section-title' }, 'Jobs'), error, noJobs, jobList, pastBox),
+    { class: 'stack halves', 'data-part': 'jobs' },
+    shown,
+    h(
+      'div',
+      { class: 'stack half-jobs' },
+      presence.element,
+      h('section', { class: 'stack', 'aria-label': 'Offers' }, h('h3', { class: 'section-title' }, 'Offers'), alert, offerNote, noOffers, offerList),
+      h('section', { class: 'stack', 'aria-label': 'Jobs' }, h('h3', { class: 'section-title' }, 'Jobs'), error, noJobs, jobList, later.element, pastBox),
+    ),
+    h('div', { class: 'half-week' }, week.element),
   );
+  const chosenPart = () => /** @type {HTMLInputElement} */ (shown.querySelector(':checked')).value;
   const serviceName = (id) => nameOf(services, id);
   let noteTimer = null;
 
@@ -69,7 +96,8 @@ export function providerView(person) {
     setText(noOffers, waiting[status] ?? '');
     show(noOffers, offers.size === 0);
     noOffers.classList.toggle('slim', jobs.values().some(isActive));
-    show(noJobs, jobList.children.length === 0);
+    const ahead = later.render();
+    show(noJobs, jobList.children.length === 0 && ahead === 0);
     show(pastBox, past.children.length > 0);
     setText(pastTitle, `Earlier jobs (${past.children.length})`);
   }
@@ -120,7 +148,7 @@ export function providerView(person) {
 
   const isMine = (booking) => booking.provider_id === provider?.id;
 
-  /** Jobs that operations gave or took are not told on the provider's own channel; a change of status hints at them. */
+  /** Technicians do not hear of jobs that operations gave or took; a change of status hints at them. */
   async function reload() {
     const before = jobs.values().filter(isActive);
     try {
@@ -136,6 +164,9 @@ export function providerView(person) {
       show(error, true);
     }
   }
+
+  /** Many changes at once, such as those of a series, are one look. */
+  const reloadSoon = settled(() => void reload(), QUIET_MS);
 
   function removeJob(id) {
     cards.get(id)?.dispose();
@@ -154,13 +185,23 @@ export function providerView(person) {
     if (known) {
       known.card.update(booking);
       known.render();
-    } else {
-      const job = createJob(booking);
-      cards.set(booking.id, job);
-      (isActive(booking) ? jobList : past).prepend(job.card.element);
-    }
+    } else if (!waits(booking) || later.open) addJob(booking);
     renderEmpty();
   });
+
+  function addJob(booking) {
+    const job = createJob(booking);
+    cards.set(booking.id, job);
+    const home = waits(booking) ? later.list : isActive(booking) ? jobList : past;
+    const next = [...home.children].find((other) => comesAfter(cards.get(/** @type {HTMLElement} */ (other).dataset.bookingId ?? '')?.card.booking, booking));
+    home.insertBefore(job.card.element, next ?? null);
+  }
+
+  /** Work on demand first, newest on top; then by the agreed time. */
+  function comesAfter(other, booking) {
+    if (!other || Boolean(other.start) !== Boolean(booking.start)) return Boolean(other?.start);
+    return booking.start ? other.start > booking.start : other.id < booking.id;
+  }
 
   function createJob(booking) {
     const steps = h('div', { class: 'steps' });
@@ -249,6 +290,40 @@ export function providerView(person) {
 
   // --- what is heard
 
+  /** @type {string | null} */
+  let organisation = null;
+
+  /** Managers hear of every job of their organisation, also of those that operations give and take. */
+  async function learnRole() {
+    try {
+      const { organisations } = await client.call('organisation.list');
+      const own = organisations.find((each) => each.provider_id === provider?.id);
+      if (!provider || !own) return;
+      const manages = MANAGERS.includes(own.role);
+      week.of(provider.id, manages);
+      if (manages && organisation !== own.id) hearOrganisation(own.id);
+    } catch {
+      // Whoever cannot be told what they may do sees what everybody sees.
+      if (provider) week.of(provider.id, false);
+    }
+  }
+
+  function hearOrganisation(id) {
+    organisation = id;
+    const channel = client.channel(`organisation:${id}`);
+    channel.on('snapshot', () => void reload());
+    channel.on('*', ({ data }) => {
+      if (!data.booking) return;
+      takeNews(data.booking);
+      week.reload();
+    });
+    channel.on('lost', () => {
+      organisation = null;
+      void learnRole();
+    });
+    channel.subscribe().catch(() => undefined);
+  }
+
   function listenTo(channel) {
     if (!channel.name.startsWith('provider:')) return;
     channel.on('snapshot', ({ state }) => {
@@ -260,7 +335,9 @@ export function providerView(person) {
       for (const booking of state.bookings) jobs.put(booking);
       renderEmpty();
       void reload();
+      void learnRole();
     });
+    channel.on('resumed', () => week.reload());
     channel.on('offer.made', ({ data, recovered }) => addOffer(data.offer, recovered));
     channel.on('offer.withdrawn', ({ data }) => {
       if (removeOffer(data.offer_id)) note(`An offer was withdrawn: ${reasonText(data.reason)}.`);
@@ -274,7 +351,9 @@ export function providerView(person) {
       if (provider) provider.status = data.status;
       presence.render(data.status);
       renderEmpty();
-      void reload();
+      week.reload();
+      // A change of hours alone moves no job.
+      if (!/^(rules|exception)_/.test(data.reason)) reloadSoon();
     });
   }
   client.on('channel', listenTo);
@@ -284,6 +363,7 @@ export function providerView(person) {
     .then((answer) => {
       services = answer.services;
       for (const { card } of cards.values()) card.update(card.booking);
+      week.renamed();
     })
     .catch(() => undefined);
   renderEmpty();
@@ -292,10 +372,17 @@ export function providerView(person) {
     element,
     dispose() {
       clearTimeout(noteTimer);
+      week.dispose();
+      reloadSoon.cancel();
       for (const card of offers.values()) card.dispose();
       for (const job of cards.values()) job.dispose();
     },
   };
+}
+
+/** @param {string} value @param {string} label @param {boolean} checked */
+function part(value, label, checked) {
+  return h('label', {}, h('input', { type: 'radio', name: 'provider-part', value, checked, 'data-testid': `provider-${value}-part` }), h('span', {}, label));
 }
 
 /** @param {import('/client/index.js').RealtimeClient} client */

@@ -28,6 +28,11 @@ const ENDED = new Set(['completed', 'cancelled', 'unfulfilled', 'no_show']);
 /** @param {{ status: string }} booking */
 export const isActive = (booking) => !ENDED.has(booking.status);
 
+const LATER_MS = 8 * 24 * 3_600_000;
+
+/** So far ahead that it waits folded: a series makes many at once. @param {{ start?: string }} booking @param {number} now */
+export const isLater = (booking, now) => Boolean(booking.start) && Date.parse(/** @type {string} */ (booking.start)) > now + LATER_MS;
+
 /** A provider shares its position with the booking's people in these. */
 export const isTracked = (booking) => ['en_route', 'arrived', 'in_progress', 'paused'].includes(booking.status);
 

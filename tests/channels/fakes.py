@@ -13,7 +13,7 @@ import orjson
 from channels.broker import InProcessBroker
 from channels.limits import Limits
 from channels.ports import SignedIn
-from channels.protocol import encode_data, encode_event, read_event
+from channels.protocol import PING, encode_data, encode_event, read_event
 from channels.realtime import Ports, Realtime
 from channels.topics import Facts, Topic
 from domain.errors import InvalidToken, Refused, Unavailable, UnknownMethod
@@ -259,6 +259,10 @@ class FakeTransport:
 
     def write(self, data: bytes) -> None:
         self.writes.append(data)
+
+    def beat(self) -> bool:
+        self.writes.append(PING)
+        return False
 
     def buffered_bytes(self) -> int:
         return self.buffered

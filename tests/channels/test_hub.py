@@ -167,7 +167,7 @@ async def test_a_new_epoch_sends_subscribers_to_reconnect(bench: Bench) -> None:
 async def test_an_offset_beyond_the_log_does_not_block_the_channel(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("channels.hub.RETRY_SECONDS", (0.001,))
+    monkeypatch.setattr("channels.healing.RETRY_SECONDS", (0.001,))
     subscriber = await bench.listen(ROOM)
     entry = bench.log.append(ROOM)
     forged = Entry(ROOM, 50, 50, entry.event_class, None, entry.frame)

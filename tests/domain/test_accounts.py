@@ -361,3 +361,12 @@ async def test_session_of_one_person_does_not_speak_for_another(office: Office) 
     bob, ann = await office.actor(await office.login("bob@example.test")), await office.actor(await office.login())
     with pytest.raises(InvalidToken):
         await office.accounts.actor(bob.user_id, ann.session_id)
+
+
+async def test_people_behind_many_tokens_are_found_at_once(office: Office) -> None:
+    ann, bob = await office.person(), await office.person("bob@example.test")
+    gone = await office.actor(await office.login())
+    await office.accounts.logout(gone, ORIGIN)
+    named = [(person.user_id, person.session_id) for person in (ann, bob, gone)]
+    stolen = (bob.user_id, ann.session_id)
+    assert await office.accounts.actors([*named, stolen]) == {named[0]: ann, named[1]: bob}

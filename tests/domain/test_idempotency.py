@@ -240,9 +240,8 @@ async def _release(market: Marketplace) -> Case:
 
 async def _import_calendar(market: Marketplace) -> Case:
     firm = await _planned(market)
-    lines: tuple[str, ...] = ("BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:x", "BEGIN:VEVENT", "UID:1")
-    lines += ("DTSTAMP:20261124T000000Z",)
-    lines += ("DTSTART:20261201T080000Z", "DTEND:20261201T090000Z", "END:VEVENT", "END:VCALENDAR", "")
+    event = ("BEGIN:VEVENT", "UID:1", "DTSTAMP:20261124T000000Z", "DTSTART:20261201T080000Z", "DTEND:20261201T090000Z")
+    lines = ("BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:x", *event, "END:VEVENT", "END:VCALENDAR", "")
     params = {"provider_id": firm.provider_id, "name": "Home", "ics": "\r\n".join(lines)}
     return Case(
         firm.person, params, "availability.changed", params | {"name": "Other"}, params | {"ics": "no calendar"}

@@ -100,6 +100,20 @@ async def test_slots_name_everybody_who_is_free_and_come_in_bounded_portions(mar
     assert await refused(market.call(customer, "availability.slots", **too_long)) == "invalid_params"
 
 
+async def test_a_provider_at_work_is_not_free_soon_as_it_could_not_be_held(market: Marketplace) -> None:
+    today = START.replace(hour=0)
+    firm, customer = await market.firm(), await market.customer()
+    all_day = {"rrule": "FREQ=DAILY", "tzid": "UTC", "dtstart": "2026-01-05T00:00", "duration_minutes": 24 * 60}
+    await plan(market, firm, all_day)
+    question = {"service_id": "plumbing", "zone_id": "camden"}
+    soon = question | {"from": START.isoformat(), "to": (START + timedelta(hours=2)).isoformat()}
+    later = question | {"from": (START + timedelta(hours=2)).isoformat(), "to": (today + timedelta(days=1)).isoformat()}
+    assert (await market.call(customer, "availability.slots", **soon))["slots"]
+    await market.accept(firm, await market.book(customer))
+    assert (await market.call(customer, "availability.slots", **soon))["slots"] == []
+    assert (await market.call(customer, "availability.slots", **later))["slots"]
+
+
 async def test_jobs_holds_and_the_way_between_them_are_not_free(market: Marketplace) -> None:
     firm, customer = await planned_firm(market, buffer=30), await market.customer()
     job = await market.book_slot(customer, (at(9) - START) / timedelta(hours=1))

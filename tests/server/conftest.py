@@ -13,6 +13,6 @@ def pytest_asyncio_loop_factories(
     """Sockets are tested on production's loop, hostile clients also on asyncio's: its transports buffer differently."""
     if item.path.name == "test_websocket_hostile.py":
         return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-    if item.path.name == "test_websocket.py":
+    if item.path.name in ("test_websocket.py", "test_events.py"):
         return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}

@@ -21,8 +21,12 @@ from starlette.routing import Route
 
 from channels.limits import Limits
 from channels.protocol import SUBPROTOCOL
+from channels.streams import Streams
+from server.door import Door, DoorPolicy
+from server.events import EventsEndpoint
+from server.http import middleware
 from server.uvicorn_protocol import BODY_SECONDS, HEADER_SECONDS, DrainingServer, server_options
-from server.websocket import DoorPolicy, SocketEndpoint, WithSocket
+from server.websocket import SocketEndpoint, WithSocket
 from tests.channels.fakes import House, until
 
 
@@ -36,8 +40,16 @@ class LiveServer:
         self, limits: Limits, policy: DoorPolicy, drain_seconds: float, header_seconds: float, body_seconds: float
     ) -> None:
         self.house = House(limits, wall=lambda: datetime.now(UTC))
-        self.endpoint = SocketEndpoint(self.house.realtime, policy)
-        app = WithSocket(Starlette(routes=[Route("/", _hello, methods=["GET", "POST"])]), self.endpoint)
+        self.door = Door(policy, lambda: self.house.realtime.draining)
+        self.streams = Streams()
+        surface = Starlette(
+            routes=[
+                Route("/", _hello, methods=["GET", "POST"]),
+                Route("/events", EventsEndpoint(self.house.realtime, self.streams, self.door, limits)),
+            ],
+            middleware=middleware(tuple(policy.allowed_origins)),
+        )
+        app = WithSocket(surface, SocketEndpoint(self.house.realtime, self.door))
         options = server_options(shutdown_seconds=4, header_seconds=header_seconds, body_seconds=body_seconds)
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off", **options)
         self.server = DrainingServer(

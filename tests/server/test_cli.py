@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from server import specs
 from server.cli import main
 from server.demo import MASTER_KEY
 from server.settings import Settings
@@ -369,3 +370,18 @@ def test_serve_never_makes_the_demo_accounts(tmp_path: Path) -> None:
 def test_specs_check_says_whether_the_files_are_current(fixnado: CommandLine) -> None:
     done = fixnado("specs", "--check")
     assert (done.returncode, done.stdout.strip()) == (0, "The specifications are current.")
+
+
+def test_bench_is_handed_over_to_the_benchmarks(tmp_path: Path) -> None:
+    done = process(tmp_path, "bench", "p10", "--quick")
+    assert done.returncode == 2
+    assert "There is no work P10: choose from P1, P2" in done.stdout
+
+
+def test_an_installed_package_has_no_benchmarks(
+    fixnado: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(specs, "ROOT", tmp_path)
+    done = fixnado("bench")
+    assert done.returncode == 1
+    assert "run `make bench` in a checkout" in the_line(done)

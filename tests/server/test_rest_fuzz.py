@@ -23,6 +23,8 @@ OPERATIONS = {found.ok().label: found.ok() for found in SCHEMA.get_all_operation
 CASES = [
     pytest.param(label, mode, id=f"{mode.value} {label}")
     for label, operation in OPERATIONS.items()
+    # A stream has no end to wait for; what is refused before it opens is in test_events.py.
+    if not label.endswith(" /events")
     for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
     # Without a body, a parameter or a token there is nothing to get wrong.
     if mode is GenerationMode.POSITIVE or operation.definition.raw.keys() & {"requestBody", "parameters", "security"}

@@ -52,13 +52,15 @@ def test_openapi_has_every_operation_and_every_command() -> None:
         assert ("security" in described) is operation.signed_in
         assert str(operation.status) in described["responses"]
     commands = {path.removeprefix("/commands/") for path in OPENAPI["paths"] if path.startswith("/commands/")}
-    assert commands == {name for name, command in COMMANDS.items() if command.mode is not Mode.SESSION}
+    assert commands == COMMANDS.keys() - {"session.connect"}
     for name in commands:
         described = OPENAPI["paths"][f"/commands/{name}"]["post"]
         assert described["security"] == [{"bearer": []}]
         assert described["x-who"] == COMMANDS[name].who.value
-        keyed = [parameter["name"] for parameter in described.get("parameters", [])] == ["Idempotency-Key"]
-        assert keyed is (COMMANDS[name].mode is Mode.KEYED)
+        headers = [parameter["name"] for parameter in described.get("parameters", [])]
+        wanted = {Mode.KEYED: ["Idempotency-Key"], Mode.SESSION: ["X-Session"]}
+        assert headers == wanted.get(COMMANDS[name].mode, [])
+    assert OPENAPI["paths"]["/events"]["get"]["responses"]["200"]["content"].keys() == {"text/event-stream"}
 
 
 def test_names_of_operations_are_unique() -> None:

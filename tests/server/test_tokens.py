@@ -262,3 +262,24 @@ def test_a_signing_key_survives_its_store_and_hides_from_logs() -> None:
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             )
         )
+
+
+def test_a_remembered_token_is_judged_anew_each_time() -> None:
+    door = tokens()
+    token, expires_at = door.issue("u1", "s1", NOW)
+    assert accepted(token, NOW, door)
+    assert accepted(token, NOW, door)
+    assert not accepted(token[:-2] + ("AA" if token[-2:] != "AA" else "BB"), NOW, door)
+    door.ring = KeyRing(SigningKey.generate())
+    assert not accepted(token, NOW, door)
+    door.ring = KeyRing(KEY)
+    assert accepted(token, expires_at + timedelta(seconds=9), door)
+    assert not accepted(token, expires_at + timedelta(seconds=10), door)
+
+
+def test_a_bounded_number_of_tokens_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.tokens.REMEMBERED_TOKENS", 3)
+    door = tokens()
+    issued = [door.issue("u1", "s1", NOW)[0] for _ in range(5)]
+    assert all(accepted(token, NOW, door) for token in issued * 2)
+    assert len(door._verified) == 3

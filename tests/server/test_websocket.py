@@ -12,8 +12,8 @@ import pytest
 from channels.limits import Limits
 from channels.topics import CONTROL
 from domain.types import JSON
+from server.door import DoorPolicy, normal_origin
 from server.forwarded import Forwarded, networks
-from server.websocket import DoorPolicy, normal_origin
 from tests.channels.fakes import until
 from tests.server.live_server import LiveServer, RawSocket, handshake, live_server
 
@@ -95,7 +95,7 @@ async def test_a_foreign_origin_is_refused_before_the_upgrade(
     http: aiohttp.ClientSession, live: LiveServer, origin: str
 ) -> None:
     assert await refused_with(http, live.url, headers={"Origin": origin}) == 403
-    assert live.endpoint.slots.taken == 0
+    assert live.door.slots.taken == 0
 
 
 async def test_two_origins_are_refused(http: aiohttp.ClientSession, live: LiveServer) -> None:
@@ -148,7 +148,7 @@ async def test_another_subprotocol_is_closed_4506(
 ) -> None:
     socket = await http.ws_connect(live.url, protocols=protocols)
     assert await close_code(socket) == 4506
-    await until(lambda: live.endpoint.slots.taken == 0)
+    await until(lambda: live.door.slots.taken == 0)
 
 
 async def test_one_of_several_subprotocols_is_chosen(http: aiohttp.ClientSession, live: LiveServer) -> None:
@@ -174,7 +174,7 @@ async def test_caps_per_address_and_in_all_and_a_killed_client_frees_its_slot(ht
         third = await connect(http, live, "customer:cy", **of("2001:db8:1:2::3"))
         assert await refused_with(http, live.url, **of("192.0.2.9")) == 503
         kill(first)
-        await until(lambda: live.endpoint.slots.taken == 2)
+        await until(lambda: live.door.slots.taken == 2)
         fourth = await connect(http, live, **of("192.0.2.1"))
         assert not any(socket.closed for socket in (second, third, fourth))
 

@@ -11,7 +11,7 @@ import pytest
 
 from channels.limits import Limits
 from channels.protocol import MAX_FRAME_BYTES
-from server.websocket import DoorPolicy
+from server.door import DoorPolicy
 from tests.channels.fakes import until
 from tests.server.live_server import LiveServer, RawSocket, client_frame, handshake, live_server
 
@@ -49,7 +49,7 @@ async def opened(live: LiveServer, who: str = "customer:ada", **options: int) ->
 
 
 async def gone(live: LiveServer) -> None:
-    await until(lambda: live.endpoint.slots.taken == 0)
+    await until(lambda: live.door.slots.taken == 0)
     assert live.house.realtime.sockets == 0
 
 
@@ -166,7 +166,7 @@ async def test_a_ping_flood_without_reading_is_dropped_with_flat_memory(live: Li
     def ended() -> bool:
         nonlocal peak
         peak = max(peak, transport.buffered_bytes())
-        return live.endpoint.slots.taken == 0
+        return live.door.slots.taken == 0
 
     for _ in range(50):
         raw.send(flood)
@@ -213,7 +213,7 @@ async def test_garbage_after_the_close_frame_is_not_read_for_ever(live: LiveServ
             await raw.writer.drain()
     except ConnectionError:
         pass
-    await until(lambda: live.endpoint.slots.taken == 0, 1.5)
+    await until(lambda: live.door.slots.taken == 0, 1.5)
 
 
 # Those who do not read
@@ -240,7 +240,7 @@ async def test_a_stalled_reader_is_closed_and_others_do_not_notice(live: LiveSer
             peak = max(peak, slow._transport.buffered_bytes())
         assert sent < 2000
     assert peak <= 256 * 1024
-    await until(lambda: live.endpoint.slots.taken == 1, 6)
+    await until(lambda: live.door.slots.taken == 1, 6)
     await house.commit("booking:b")
     assert (await reading.frame())[0] == TEXT
     reading.writer.close()

@@ -5,9 +5,13 @@ import { actionOn, DRAIN, INVALID_TOKEN, meaningOf, SERVER_ERROR } from './close
 import { KEYED, MOMENTARY, REPEATABLE } from './commands.js';
 import { Connection } from './connection.js';
 import { Emitter } from './emitter.js';
+import { EventStream } from './event-stream.js';
 import { CallTimeout, ConnectionLost, FixnadoError, needsSignIn, RemoteError, Stopped } from './errors.js';
+import { Fallback } from './fallback.js';
 import { Outbox } from './outbox.js';
 import { platformWith } from './platform.js';
+import { Renewal } from './renewal.js';
+import { Timers } from './timers.js';
 
 /**
  * @typedef {import('./types.js').Json} Json
@@ -25,6 +29,9 @@ import { platformWith } from './platform.js';
  * @property {number} [callTimeoutMs] Time a command may take, reconnects included. Default 30 s.
  * @property {number} [connectTimeoutMs] Time from opening a socket to an open session. Default 10 s.
  * @property {number} [latencyIntervalMs] Time between measurements. Default 25 s.
+ * @property {import('./fallback.js').Transport[]} [transports] Those that may be used. Default: both; `sse`, a stream over
+ *   plain HTTP, while no socket gets through.
+ * @property {number} [socketProbeMs] Pause between looks for a socket while there is a stream; it grows. Default 60 s.
  * @property {(error: unknown) => void} [onListenerError] Default: the console.
  * @property {Partial<import('./platform.js').Platform>} [platform]
  */
@@ -55,7 +62,10 @@ const DRAIN_SLACK_MS = 1000;
  * Emits `state` ({@link StateChange}), `session` ({@link SessionInfo}, at each new session, before its events),
  * `channel` ({@link Channel}, the first time the server gives one, before its events: the place to attach listeners),
  * `resumed` ({@link import('./types.js').Recovery}, after a reconnect, when every channel is restored), `latency`
- * (milliseconds), `drain` (`{reconnectAfterMs}`) and `renewed` (a new token was taken on the live socket).
+ * (milliseconds), `drain` (`{reconnectAfterMs}`) and `renewed` (a new token was taken on the live connection).
+ *
+ * Where no socket gets through, a session runs on an event stream and requests of their own; see `transport`. It looks for
+ * a socket from time to time and moves over as after any other loss: with its places, and with the keys of its commands.
  */
 export class RealtimeClient extends Emitter {
   /** @type {import('./platform.js').Platform} */
@@ -68,8 +78,16 @@ export class RealtimeClient extends Emitter {
   #options;
   /** @type {State} */
   #state = 'offline';
-  /** @type {Connection | null} */
+  /** @type {Connection | EventStream | null} */
   #connection = null;
+  /** @type {Connection | null} A socket that is being looked for, while there is a stream. */
+  #probe = null;
+  /** @type {import('./fallback.js').Transport} */
+  #transport = 'socket';
+  /** @type {Fallback} */
+  #fallback;
+  /** @type {Set<string>} Channels that were named to resume without being the session's own. */
+  #named = new Set();
   /** Raised whenever what is under way for an older attempt no longer matters. */
   #attempt = 0;
   /** @type {Map<string, Channel>} */
@@ -84,17 +102,19 @@ export class RealtimeClient extends Emitter {
   /** @type {string | undefined} */
   #rejectedToken;
   #triedRenewal = false;
-  /** @type {Connection | null} Where a new token is being brought. */
-  #renewingOn = null;
+  /** @type {Renewal} */
+  #renewal;
   /** The server asked not to be asked again before this time. */
   #notBefore = 0;
   #lostAt = 0;
   #clockOffsetMs = 0;
-  /** @type {Map<string, any>} Timers by purpose. Each purpose has at most one. */
-  #timers = new Map();
+  /** @type {Timers} */
+  #timers;
   /** @type {{ resolve: (info: SessionInfo) => void, reject: (error: Error) => void }[]} */
   #connecting = [];
   #networkBack = () => {
+    this.#fallback.reset();
+    if (this.#state === 'online' && this.#fallback.probes(this.#transport)) this.#lookForSocket();
     if (this.#state === 'waiting' && this.#platform.now() >= this.#notBefore) this.#open();
   };
 
@@ -114,6 +134,11 @@ export class RealtimeClient extends Emitter {
       latencyIntervalMs: options.latencyIntervalMs ?? 25_000,
     };
     this.#backoff = new Backoff(this.#platform.random);
+    const { transports = ['socket', 'sse'], socketProbeMs = 60_000 } = options;
+    this.#fallback = new Fallback(transports, socketProbeMs, this.#platform.random);
+    this.#transport = this.#fallback.next();
+    this.#renewal = new Renewal(this.#platform, this.#getToken);
+    this.#timers = new Timers(this.#platform);
     this.#outbox = new Outbox(this.#platform);
     this.#acks = new Acks(this.#platform, (offsets) => this.#sendAck(offsets));
     /** @type {SessionInfo | null} The newest session, also while it is away. */
@@ -130,6 +155,11 @@ export class RealtimeClient extends Emitter {
 
   get user() {
     return this.session?.user ?? null;
+  }
+
+  /** What the session runs on, or is tried on. @returns {import('./fallback.js').Transport} */
+  get transport() {
+    return this.#transport;
   }
 
   /** Commands without an answer. */
@@ -225,19 +255,17 @@ export class RealtimeClient extends Emitter {
   }
 
   async #open() {
-    this.#cancelTimers();
+    this.#timers.cancelAll();
     const attempt = ++this.#attempt;
     this.#enter('connecting');
-    this.#after('connect', this.#options.connectTimeoutMs, () => this.#failed());
+    this.#timers.after('connect', this.#options.connectTimeoutMs, () => this.#failed());
     try {
       const token = await this.#getToken(this.#rejectedToken ? { rejected: this.#rejectedToken } : {});
       if (attempt !== this.#attempt) return;
       this.#token = token;
-      const connection = new Connection(this.#options.url, this.#platform, {
-        opened: () => this.#introduce(connection),
-        notified: (method, params) => this.#notified(connection, method, params),
-        closed: (code) => this.#closed(connection, code),
-      });
+      this.#transport = this.#fallback.next();
+      /** @type {Connection | EventStream} */
+      const connection = this.#transport === 'socket' ? this.#socket() : this.#stream();
       this.#connection = connection;
     } catch (error) {
       if (attempt !== this.#attempt) return;
@@ -246,11 +274,64 @@ export class RealtimeClient extends Emitter {
     }
   }
 
-  /** @param {Connection} connection */
+  /** @returns {Connection} */
+  #socket() {
+    /** @type {Connection} */
+    const connection = new Connection(this.#options.url, this.#platform, {
+      opened: () => (connection === this.#probe ? this.#moveTo(connection) : this.#introduce(connection)),
+      notified: (method, params) => this.#notified(connection, method, params),
+      closed: (code) => (connection === this.#probe ? this.#probed() : this.#closed(connection, code)),
+    });
+    return connection;
+  }
+
+  /** @returns {EventStream} */
+  #stream() {
+    /** @type {EventStream} */
+    const stream = new EventStream(this.#options.url, this.#platform, () => this.#token, {
+      opened: () => this.#introduce(stream),
+      notified: (method, params) => this.#notified(stream, method, params),
+      closed: (code) => this.#closed(stream, code),
+    });
+    return stream;
+  }
+
+  #lookForSocket() {
+    this.#timers.cancel('probe');
+    this.#probe?.abandon();
+    this.#timers.after('probe', this.#options.connectTimeoutMs, () => this.#probe?.abandon());
+    this.#probe = this.#socket();
+  }
+
+  /** No socket yet. */
+  #probed() {
+    this.#probe = null;
+    if (this.#state === 'online') this.#timers.after('probe', this.#fallback.nextProbe(), () => this.#lookForSocket());
+  }
+
+  /** There is a socket: the session goes on there. @param {Connection} connection */
+  #moveTo(connection) {
+    this.#probe = null;
+    this.#drop();
+    this.#transport = 'socket';
+    this.#connection = connection;
+    this.#enter('connecting');
+    this.#timers.after('connect', this.#options.connectTimeoutMs, () => this.#failed());
+    this.#introduce(connection);
+  }
+
+  /** @param {Connection | EventStream} connection */
   #introduce(connection) {
-    /** @type {Record<string, Position>} */
+    /** @type {Record<string, Position | null>} */
     const resume = {};
-    for (const { own, name, position } of this.#channels.values()) if (own && position) resume[name] = position;
+    this.#named.clear();
+    for (const { own, desired, name, position } of this.#channels.values()) {
+      if (own && position) resume[name] = position;
+      else if (desired && connection.asksForAll) {
+        resume[name] = position;
+        this.#named.add(name);
+      }
+    }
     const params = {
       token: this.#token,
       client: this.#options.name,
@@ -267,13 +348,13 @@ export class RealtimeClient extends Emitter {
   /**
    * The server did not open the session. Its close code says what to do; if it does not close, the error has to.
    *
-   * @param {Connection} connection
+   * @param {Connection | EventStream} connection
    * @param {Error} error
    */
   #rejected(connection, error) {
     if (!(error instanceof RemoteError)) return connection.abandon();
     if (error.retryAfterSeconds) this.#notBefore = this.#platform.now() + error.retryAfterSeconds * 1000;
-    this.#after('connect', VERDICT_MS, () => {
+    this.#timers.after('connect', VERDICT_MS, () => {
       if (error.code === NOT_AUTHENTICATED) connection.abandon(INVALID_TOKEN);
       else if (error.retryable || error.status >= 500) connection.abandon(SERVER_ERROR);
       else this.#stop(error);
@@ -281,22 +362,23 @@ export class RealtimeClient extends Emitter {
   }
 
   /**
-   * @param {Connection} connection
+   * @param {Connection | EventStream} connection
    * @param {SessionInfo} info
    * @param {number} sentAt
    */
   #established(connection, info, sentAt) {
     const again = this.session !== null;
     const now = this.#platform.now();
-    this.#cancel('connect');
+    this.#timers.cancel('connect');
     this.#triedRenewal = false;
     this.#rejectedToken = undefined;
     // The server read its clock about halfway through the round trip.
     this.#clockOffsetMs = Date.parse(info.server_time) - (sentAt + now) / 2;
+    this.#fallback.worked(this.#transport);
     this.session = info;
     if (again) this.reconnects += 1;
     connection.watch(info.heartbeat_seconds * 1000 * PING_JITTER + SILENCE_SLACK_MS);
-    this.#after('stable', STABLE_MS, () => this.#backoff.reset());
+    this.#timers.after('stable', STABLE_MS, () => this.#backoff.reset());
     this.#enter('online');
     this.emit('session', info);
     this.#restore(connection, info, again ? now - this.#lostAt : null);
@@ -304,11 +386,12 @@ export class RealtimeClient extends Emitter {
     this.#outbox.attach(connection);
     this.#acks.flush();
     this.#measure(connection);
+    if (this.#fallback.probes(this.#transport)) this.#probed();
     for (const waiter of this.#connecting.splice(0)) waiter.resolve(info);
   }
 
   /**
-   * @param {Connection} connection
+   * @param {Connection | EventStream} connection
    * @param {SessionInfo} info
    * @param {number | null} awayMs Null in the first session.
    */
@@ -328,11 +411,17 @@ export class RealtimeClient extends Emitter {
     for (const [name, subscription] of Object.entries(info.channels)) {
       if (connection !== this.#connection) return;
       const channel = this.channel(name);
-      const first = !channel.own;
-      channel.own = true;
+      const named = this.#named.has(name);
+      const first = !channel.own && !named;
+      channel.own = !named;
       if (first) this.emit('channel', channel);
       open += 1;
-      done(name, channel.restored(subscription));
+      if (channel.own || channel.desired) done(name, channel.restored(subscription));
+      else {
+        // It was let go while the session opened.
+        done(name, null);
+        this.#unsubscribe(channel);
+      }
     }
     for (const channel of [...this.#channels.values()]) {
       if (connection !== this.#connection) return;
@@ -367,7 +456,7 @@ export class RealtimeClient extends Emitter {
       if (error instanceof CallTimeout || (error instanceof RemoteError && error.retryable)) {
         const seconds = (error instanceof RemoteError && error.retryAfterSeconds) || 1;
         const delayMs = seconds * 1000 * (1 + this.#platform.random());
-        this.#after(`subscribe ${channel.name}`, delayMs, () => this.#subscribe(channel, done));
+        this.#timers.after(`subscribe ${channel.name}`, delayMs, () => this.#subscribe(channel, done));
       } else {
         channel.refused(error);
         done(null);
@@ -380,13 +469,13 @@ export class RealtimeClient extends Emitter {
     if (channel.own) return;
     channel.forget(new FixnadoError('unsubscribed', 'The channel was unsubscribed.'));
     this.#acks.forget(channel.name);
-    this.#cancel(`subscribe ${channel.name}`);
+    this.#timers.cancel(`subscribe ${channel.name}`);
     if (this.#state !== 'online') return;
     this.#connection?.request('channel.unsubscribe', { channel: channel.name }, REPLY_TIMEOUT_MS, () => undefined);
   }
 
   /**
-   * @param {Connection} connection
+   * @param {Connection | EventStream} connection
    * @param {string} method
    * @param {Json} params
    */
@@ -399,49 +488,28 @@ export class RealtimeClient extends Emitter {
     } else if (method === 'drain') {
       const delayMs = params.reconnect_after_ms ?? 0;
       this.#notBefore = this.#platform.now() + delayMs;
-      this.#cancel('stable');
-      this.#after('drain', delayMs + DRAIN_SLACK_MS, () => connection.abandon(DRAIN));
+      this.#timers.cancel('stable');
+      this.#timers.after('drain', delayMs + DRAIN_SLACK_MS, () => connection.abandon(DRAIN));
       this.emit('drain', { reconnectAfterMs: delayMs });
     }
   }
 
   /**
-   * Brings a new token to the live socket. When that does not work out, nothing is lost yet: the server closes with 4002
-   * and the next session is opened with whatever token there is by then.
-   *
-   * @param {Connection} connection
+   * @param {Connection | EventStream} connection
    * @param {number} withinMs
    */
   async #renew(connection, withinMs) {
-    if (this.#renewingOn === connection) return;
-    this.#renewingOn = connection;
-    const deadline = this.#platform.now() + withinMs;
-    const backoff = new Backoff(this.#platform.random);
-    while (connection === this.#connection && this.#platform.now() < deadline) {
-      try {
-        const token = await this.#getToken({ rejected: this.#token });
-        if (connection !== this.#connection) break;
-        await new Promise((resolve, reject) => {
-          connection.request('session.refresh', { token }, REPLY_TIMEOUT_MS, (error, result) =>
-            error ? reject(error) : resolve(result),
-          );
-        });
-        this.#token = token;
-        this.emit('renewed', undefined);
-        break;
-      } catch (error) {
-        if (needsSignIn(error) || (error instanceof RemoteError && !error.retryable)) break;
-        await new Promise((resolve) => this.#platform.setTimeout(() => resolve(undefined), backoff.next()));
-      }
-    }
-    if (this.#renewingOn === connection) this.#renewingOn = null;
+    const token = await this.#renewal.renew(connection, this.#token, withinMs);
+    if (token === null || connection !== this.#connection) return;
+    this.#token = token;
+    this.emit('renewed', undefined);
   }
 
   /**
    * Takes the time of the cheapest request there is. One that stays without any frame from the server shows a dead
    * connection sooner than its missing pings do.
    *
-   * @param {Connection} connection
+   * @param {Connection | EventStream} connection
    */
   #measure(connection) {
     const sentAt = this.#platform.now();
@@ -453,7 +521,7 @@ export class RealtimeClient extends Emitter {
         this.latencyMs = this.#platform.now() - sentAt;
         this.emit('latency', this.latencyMs);
       }
-      this.#after('latency', this.#options.latencyIntervalMs, () => this.#measure(connection));
+      this.#timers.after('latency', this.#options.latencyIntervalMs, () => this.#measure(connection));
     });
   }
 
@@ -468,11 +536,12 @@ export class RealtimeClient extends Emitter {
   }
 
   /**
-   * @param {Connection} connection
+   * @param {Connection | EventStream} connection
    * @param {number} code
    */
   #closed(connection, code) {
     if (connection !== this.#connection) return;
+    if (this.#state === 'connecting' && code < DRAIN) this.#fallback.failed(this.#transport);
     const action = actionOn(code);
     if (action === 'stop' || (action === 'renew-once' && this.#triedRenewal)) {
       return this.#stop(new Stopped(meaningOf(code), code), code);
@@ -487,6 +556,7 @@ export class RealtimeClient extends Emitter {
 
   /** @param {Error} [error] */
   #failed(error) {
+    if (this.#connection) this.#fallback.failed(this.#transport);
     this.#drop();
     this.#wait(undefined, error);
   }
@@ -498,7 +568,7 @@ export class RealtimeClient extends Emitter {
   #wait(closeCode, error) {
     const retryInMs = Math.max(0, this.#notBefore - this.#platform.now()) + this.#backoff.next();
     this.#enter('waiting', { retryInMs, closeCode, error });
-    this.#after('retry', retryInMs, () => this.#open());
+    this.#timers.after('retry', retryInMs, () => this.#open());
   }
 
   /**
@@ -517,13 +587,16 @@ export class RealtimeClient extends Emitter {
   /** Lets go of the connection, if there is one, and of everything that was timed for it. */
   #drop() {
     const connection = this.#connection;
+    const probe = this.#probe;
     this.#attempt += 1;
     this.#connection = null;
-    this.#cancelTimers();
+    this.#probe = null;
+    this.#timers.cancelAll();
     this.#outbox.detach();
     if (this.#state === 'online') this.#lostAt = this.#platform.now();
     for (const channel of this.#channels.values()) channel.suspend();
     connection?.abandon();
+    probe?.abandon();
   }
 
   /**
@@ -534,30 +607,6 @@ export class RealtimeClient extends Emitter {
     const previous = this.#state;
     this.#state = state;
     this.emit('state', { state, previous, ...details });
-  }
-
-  /**
-   * @param {string} purpose
-   * @param {number} delayMs
-   * @param {() => void} action
-   */
-  #after(purpose, delayMs, action) {
-    this.#cancel(purpose);
-    const timer = this.#platform.setTimeout(() => {
-      this.#timers.delete(purpose);
-      action();
-    }, delayMs);
-    this.#timers.set(purpose, timer);
-  }
-
-  /** @param {string} purpose */
-  #cancel(purpose) {
-    this.#platform.clearTimeout(this.#timers.get(purpose));
-    this.#timers.delete(purpose);
-  }
-
-  #cancelTimers() {
-    for (const purpose of [...this.#timers.keys()]) this.#cancel(purpose);
   }
 }
 

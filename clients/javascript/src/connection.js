@@ -1,4 +1,5 @@
 import { CallTimeout, ConnectionLost, FixnadoError, RemoteError } from './errors.js';
+import { Watchdog } from './watchdog.js';
 
 /**
  * @typedef {import('./types.js').Json} Json
@@ -28,6 +29,8 @@ const ABNORMAL = 1006;
  * several messages in one turn, and an event must never be handled before the reply that came ahead of it.
  */
 export class Connection {
+  /** Other channels than the session's own are asked for after it is open. */
+  asksForAll = false;
   /** @type {import('./platform.js').SocketLike} */
   #socket;
   /** @type {import('./platform.js').Platform} */
@@ -42,11 +45,8 @@ export class Connection {
   #unanswered = new Set();
   #lastId = 0;
   #closed = false;
-  /** @type {any} */
-  #watchdog = null;
-  #silenceMs = 0;
-  /** Time of the newest frame from the server. */
-  heardAt = 0;
+  /** @type {Watchdog} */
+  #watchdog;
 
   /**
    * @param {string} url
@@ -56,17 +56,28 @@ export class Connection {
   constructor(url, platform, events) {
     this.#platform = platform;
     this.#events = events;
+    this.#watchdog = new Watchdog(platform, () => this.abandon(ABNORMAL, 'the server fell silent'));
     const socket = new platform.WebSocket(url, [SUBPROTOCOL]);
     this.#socket = socket;
-    socket.onopen = () => events.opened();
+    let opened = false;
+    socket.onopen = () => {
+      opened = true;
+      events.opened();
+    };
     socket.onmessage = (message) => this.#received(message.data);
     socket.onclose = (close) => this.#ended(close.code ?? ABNORMAL, close.reason ?? '');
-    // An error event says nothing that the close event after it does not say.
-    socket.onerror = () => undefined;
+    // It says nothing that the close event after it does not say; but some of Node's versions have none after a handshake
+    // that failed.
+    socket.onerror = () => opened || this.#ended(ABNORMAL, '');
   }
 
   get closed() {
     return this.#closed;
+  }
+
+  /** Time of the newest frame from the server. */
+  get heardAt() {
+    return this.#watchdog.heardAt;
   }
 
   /**
@@ -111,8 +122,7 @@ export class Connection {
    * @param {number} silenceMs
    */
   watch(silenceMs) {
-    this.#silenceMs = silenceMs;
-    this.#arm();
+    this.#watchdog.watch(silenceMs);
   }
 
   /**
@@ -132,7 +142,7 @@ export class Connection {
   /** @param {unknown} data */
   #received(data) {
     if (this.#closed) return;
-    this.heardAt = this.#platform.now();
+    this.#watchdog.heard();
     let frame;
     try {
       frame = JSON.parse(/** @type {string} */ (data));
@@ -175,14 +185,6 @@ export class Connection {
     pending?.settle(new CallTimeout());
   }
 
-  /** Looks again when the silence would be complete, instead of moving a timer at each frame. */
-  #arm() {
-    const left = this.heardAt + this.#silenceMs - this.#platform.now();
-    if (left <= 0) return this.abandon(ABNORMAL, 'the server fell silent');
-    this.#platform.clearTimeout(this.#watchdog);
-    this.#watchdog = this.#platform.setTimeout(() => this.#arm(), left);
-  }
-
   /**
    * @param {number} code
    * @param {string} reason
@@ -190,7 +192,7 @@ export class Connection {
   #ended(code, reason) {
     if (this.#closed) return;
     this.#closed = true;
-    this.#platform.clearTimeout(this.#watchdog);
+    this.#watchdog.stop();
     for (const id of [...this.#pending.keys()]) this.#settle(id, new ConnectionLost());
     this.#events.closed(code, reason);
   }

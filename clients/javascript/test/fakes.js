@@ -155,6 +155,7 @@ export function scripted(options = {}, platform = {}) {
       return request.rejected ? `${request.rejected}+` : 'token';
     },
     latencyIntervalMs: 1e9,
+    transports: ['socket'],
     platform: {
       WebSocket: class extends FakeSocket {
         constructor(...args) {

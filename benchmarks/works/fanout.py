@@ -1,0 +1,218 @@
+"""P1 and P2: one channel, many sockets, one server core; and how P1 grows with sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from benchmarks.crowd import Crowd
+from benchmarks.machine import Share, cpu_seconds, raise_file_limit
+from benchmarks.native import CompilerMissing, Miscounted, TooSlow
+from benchmarks.process import ChildFailed
+from benchmarks.results import Curve, Figure, Outcome, Picture, median, quantity
+from benchmarks.rivals import LIMIT, OURS, PEERS, NotHere, Rival, Running
+from benchmarks.scene import MESSAGE_BYTES, Scene
+from benchmarks.wire import WireError
+
+SOCKETS = 1_000
+BURST = 10
+PROBE_TURNS, FEWEST_TURNS = 10, 2
+NAP_SECONDS = 0.001
+ROUND_TIMEOUT_SECONDS = 60.0
+SPARE_FILES = 500
+
+P1_SHARE_OF_LIMIT = 0.75
+P2_SHARE_OF_LIMIT = 0.70
+P2_PER_SECOND = 1_200_000
+
+TITLES = {
+    "P1": "fan-out, one channel → {sockets:,} sockets, one message per write",
+    "P2": "the same, bursts of 10 in a loop turn",
+}
+TARGETS = {"P1": "≥ 75 % of the C loop; ahead of all others", "P2": "≥ 1.2 M/s, or ≥ 70 % of the joining C loop"}
+
+
+@dataclass(slots=True)
+class Lane:
+    """One server with its crowd, and what its rounds gave: deliveries per second, by burst."""
+
+    rival: Rival
+    running: Running
+    crowd: Crowd
+    turns: dict[int, int] = field(default_factory=dict)
+    rates: dict[int, list[float]] = field(default_factory=dict)
+    shares: dict[int, list[float]] = field(default_factory=dict)
+    used: dict[int, list[float]] = field(default_factory=dict)
+
+    def round(self, turns: int, burst: int) -> tuple[float, float, float]:
+        """Deliveries per second, the generator's share of a core, and the server's.
+
+        Raises:
+            TooSlow: not everything has arrived.
+        """
+        share, cpu_before = Share(), cpu_seconds(self.running.pid)
+        self.running.begin(turns, burst, MESSAGE_BYTES)
+        ended = self.crowd.sink.until(turns * burst, ROUND_TIMEOUT_SECONDS, nap_seconds=NAP_SECONDS)
+        used = share.read()
+        seconds = ended - self.running.started()
+        server_used = (cpu_seconds(self.running.pid) - cpu_before) / seconds
+        return len(self.crowd) * turns * burst / seconds, used, server_used
+
+    def calibrate(self, burst: int, round_seconds: float) -> None:
+        """Warm up, and find how many turns make a round."""
+        few = max(FEWEST_TURNS, PROBE_TURNS // burst)
+        self.round(few, burst)
+        rate, _, _ = self.round(few, burst)
+        self.turns[burst] = max(few, round(rate * round_seconds / len(self.crowd) / burst))
+        self.rates[burst], self.shares[burst], self.used[burst] = [], [], []
+
+    def measure(self, burst: int) -> None:
+        rate, share, used = self.round(self.turns[burst], burst)
+        self.rates[burst].append(rate)
+        self.shares[burst].append(share)
+        self.used[burst].append(used)
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """What a race gave, medians by name and burst, and who could not take part and why.
+
+    Attributes:
+        rates: deliveries per second.
+        shares: the generator's part of a core.
+        used: the server's part of its core: below 90 % or so, something else was running there.
+    """
+
+    rates: dict[str, dict[int, float]]
+    shares: dict[str, dict[int, float]]
+    used: dict[str, dict[int, float]]
+    absent: dict[str, str]
+
+
+def race(scene: Scene, rivals: Sequence[Rival], sockets: int, bursts: Sequence[int], rounds: int) -> Race:
+    """All servers at once, idle but for the one whose turn it is; round by round."""
+    lanes: list[Lane] = []
+    absent: dict[str, str] = {}
+    round_seconds = scene.pick(0.5, 0.2)
+    with ExitStack() as stack:
+        for number, rival in enumerate(rivals):
+            scene.tell(f"{sockets:,} sockets on {rival.name}", number / len(rivals) / 2)
+            try:
+                running = stack.enter_context(rival.run(scene.cores))
+                lane = Lane(rival, running, stack.enter_context(Crowd(running.port, sockets, rival.dialect)))
+                for burst in bursts:
+                    if burst == 1 or rival.bursts:
+                        lane.calibrate(burst, round_seconds)
+            except (NotHere, CompilerMissing) as error:
+                absent[rival.name] = f"not here: {error}"
+            except (ChildFailed, WireError, TooSlow, Miscounted, OSError) as error:
+                absent[rival.name] = f"failed: {str(error).splitlines()[0]}"
+            else:
+                lanes.append(lane)
+        for number in range(rounds):
+            for burst in bursts:
+                for lane in [lane for lane in lanes if burst in lane.turns]:
+                    scene.tell(f"round {number + 1} of {rounds}: {lane.rival.name}", 0.5 + number / rounds / 2)
+                    try:
+                        lane.measure(burst)
+                    except (TooSlow, Miscounted, ChildFailed) as error:
+                        absent[lane.rival.name] = f"failed: {str(error).splitlines()[0]}"
+                        lanes.remove(lane)
+        for lane in list(lanes):
+            try:
+                lane.crowd.sink.check_exact()
+            except Miscounted as error:
+                absent[lane.rival.name] = f"failed: {error}"
+                lanes.remove(lane)
+    return Race(
+        {lane.rival.name: {burst: median(rates) for burst, rates in lane.rates.items()} for lane in lanes},
+        {lane.rival.name: {burst: median(shares) for burst, shares in lane.shares.items()} for lane in lanes},
+        {lane.rival.name: {burst: median(used) for burst, used in lane.used.items()} for lane in lanes},
+        absent,
+    )
+
+
+def judge(work: str, raced: Race, burst: int, sockets: int) -> Figure:
+    """The line of P1 or P2."""
+    title = TITLES[work].format(sockets=sockets)
+    ours = raced.rates.get(OURS.name, {}).get(burst)
+    if ours is None:
+        return Figure.missing(work, title, TARGETS[work], raced.absent.get(OURS.name, "did not run"))
+    theirs = {name: rates[burst] for name, rates in raced.rates.items() if name != OURS.name and burst in rates}
+    limit = theirs.get(LIMIT.name)
+    peers = {name: rate for name, rate in theirs.items() if name != LIMIT.name}
+    reached: bool | None
+    if work == "P1":
+        # Without the limit there is no verdict; a peer that is not here leaves the verdict to those that are.
+        reached = None if limit is None else ours >= P1_SHARE_OF_LIMIT * limit and ours > max(peers.values(), default=0)
+    else:
+        reached = ours >= P2_PER_SECOND or (None if limit is None else ours >= P2_SHARE_OF_LIMIT * limit)
+    figure = Figure(
+        work,
+        title,
+        f"{quantity(ours)}/s",
+        TARGETS[work],
+        reached,
+        {f"{name} ({quantity(rate)}/s)": ours / rate for name, rate in theirs.items()},
+        raced.shares[OURS.name][burst],
+    )
+    used = raced.used[OURS.name][burst]
+    figure.notes.append(f"our server used {used:.0%} of its core: {quantity(ours / used)} per CPU second")
+    figure.notes += [f"{name} {why}" for name, why in raced.absent.items()]
+    return figure
+
+
+def run(scene: Scene, wanted: Sequence[str] = ("P1", "P2")) -> Outcome:
+    """P1, P2 or both, on the same sockets."""
+    outcome = Outcome()
+    bursts = [burst for work, burst in (("P1", 1), ("P2", BURST)) if work in wanted]
+    raced = race(scene, [OURS, LIMIT, *PEERS], SOCKETS, bursts, scene.pick(7, 2))
+    for work, burst in (("P1", 1), ("P2", BURST)):
+        if work in wanted:
+            outcome.figures.append(judge(work, raced, burst, SOCKETS))
+    if "P1" in wanted:
+        _grow(scene, outcome)
+    return outcome
+
+
+def _race_within_limits(scene: Scene, rivals: Sequence[Rival], sockets: int, rounds: int) -> Race:
+    """All at once while this process may open so many sockets, else one after the other."""
+    room = raise_file_limit() - SPARE_FILES
+    if sockets * len(rivals) <= room:
+        return race(scene, rivals, sockets, [1], rounds)
+    if sockets > room:
+        why = f"this machine allows {room:,} open files to a process (ulimit -n)"
+        return Race({}, {}, {}, {rival.name: why for rival in rivals})
+    whole = Race({}, {}, {}, {})
+    for rival in rivals:
+        alone = race(scene, [rival], sockets, [1], rounds)
+        whole.rates.update(alone.rates)
+        whole.shares.update(alone.shares)
+        whole.used.update(alone.used)
+        whole.absent.update(alone.absent)
+    return whole
+
+
+def _grow(scene: Scene, outcome: Outcome) -> None:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for sockets in scene.pick((10, 100, 1_000, 10_000), (10, 100)):
+        raced = _race_within_limits(scene, [OURS, LIMIT, *PEERS[:2]], sockets, scene.pick(5, 2))
+        for name, rates in raced.rates.items():
+            points.setdefault(name, []).append((sockets, rates[1]))
+        ours = raced.rates.get(OURS.name)
+        title = f"growth: {sockets:,} sockets"
+        if ours is None:
+            outcome.figures.append(Figure.missing("P1", title, "", raced.absent[OURS.name]))
+            continue
+        ratios = {
+            f"{name} ({quantity(rates[1])}/s)": ours[1] / rates[1]
+            for name, rates in raced.rates.items()
+            if name != OURS.name
+        }
+        share = raced.shares[OURS.name][1]
+        outcome.figures.append(Figure("P1", title, f"{quantity(ours[1])}/s", ratios=ratios, generator_share=share))
+    if points:
+        curves = [Curve(name, places) for name, places in points.items()]
+        title = "P1: deliveries per second of one core, one channel"
+        outcome.pictures.append(Picture("p1-fanout.svg", title, "sockets", "deliveries/s", curves))

@@ -234,7 +234,14 @@ async def _release(market: Marketplace) -> Case:
 
 async def _import_calendar(market: Marketplace) -> Case:
     firm = await _planned(market)
-    lines = ("BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:x", "BEGIN:VEVENT", "UID:1", "DTSTAMP:20261124T000000Z")
+    lines: tuple[str, ...] = (
+        "BEGIN:VCALENDAR",
+        "VERSION:2.0",
+        "PRODID:x",
+        "BEGIN:VEVENT",
+        "UID:1",
+        "DTSTAMP:20261124T000000Z",
+    )
     lines += ("DTSTART:20261201T080000Z", "DTEND:20261201T090000Z", "END:VEVENT", "END:VCALENDAR", "")
     params = {"provider_id": firm.provider_id, "name": "Home", "ics": "\r\n".join(lines)}
     return Case(

@@ -19,7 +19,11 @@ PICTURES = Path(__file__).with_name("results")
 HEADER = """# Results
 
 What `make bench` measured, oldest first; the bad ones too. How it is measured:
-[docs/performance.md](../docs/performance.md).
+[docs/performance.md](../docs/performance.md). How cost grows, in the newest full run:
+
+![P1: deliveries per second by sockets](results/p1-fanout.svg)
+![P4: bytes per idle socket by sockets](results/p4-memory.svg)
+![P7: log entries per second by nodes](results/p7-nodes.svg)
 """
 
 FILE_COLUMNS = 170
@@ -153,6 +157,7 @@ def entry(figures: Sequence[Figure], *, quick: bool, quiet_load: float) -> str:
         f"## {now:%Y-%m-%d %H:%M} UTC, {kind}",
         "",
         f"- machine: {machine.describe()}; load average before the run {quiet_load:.1f}",
+        f"- speed of a core: a million additions in Python take {machine.loop_ms():.0f} ms",
         f"- software: {machine.versions()}",
         "",
         "| work | what | figure | target | reached | × yardsticks | generator CPU |",

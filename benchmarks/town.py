@@ -21,7 +21,6 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -30,11 +29,13 @@ from benchmarks.crowd import Progress, no_progress
 from benchmarks.process import START_SECONDS, Child, ChildFailed, environment
 from benchmarks.scene import Scene
 from benchmarks.services import BenchMariaDB, BenchRedis
+from domain.bookings import Booking, Kind, Status
 from domain.identity import Role, SignIn
-from domain.types import new_id
+from domain.types import Money, Origin, Point, new_id
 from persistence.database import Database
 from persistence.migrate import upgrade
-from persistence.tables import bookings, conversations, sessions, users
+from persistence.repositories import SqlUnitOfWork
+from persistence.tables import sessions, users
 from server import demo
 from server.app import Application, database_options
 from server.robot import post
@@ -46,18 +47,6 @@ REAL_LOGINS = 10
 TOKEN_SECONDS = 86_400
 MASTER_KEY = base64.b64encode(os.urandom(32)).decode()
 """Of this run's databases; settling and the nodes must have the same."""
-BOOKING_FIXED: dict[str, Any] = {
-    "status": "completed",
-    "version": 9,
-    "kind": "on_demand",
-    "service_id": "plumbing",
-    "zone_id": demo.ZONE_ID,
-    "lat": 51.539,
-    "lon": -0.1426,
-    "price_minor": 8_500,
-    "currency": "GBP",
-    "wave": 1,
-}
 
 
 @dataclass(slots=True)
@@ -175,7 +164,7 @@ async def _add_people(
 ) -> list[Citizen]:
     now = datetime.now(UTC)
     audit = {"created_at": now, "created_by": "bench", "updated_at": now, "updated_by": "bench"}
-    people, sign_ins, jobs, talks = [], [], [], []
+    people, sign_ins = [], []
     citizens: list[Citizen] = []
     for number in range(start, start + count):
         user_id, session_id = new_id(now), new_id(now)
@@ -196,19 +185,40 @@ async def _add_people(
         citizen = Citizen(user_id, email, token)
         if with_bookings:
             citizen.booking_id = new_id(now)
-            jobs.append(BOOKING_FIXED | {"id": citizen.booking_id, "customer_id": user_id} | audit)
-            talks.append({"id": citizen.booking_id, "last_offset": 0} | audit)
         citizens.append(citizen)
 
     async def work(connection: AsyncConnection) -> None:
         await connection.execute(insert(users), people)
         await connection.execute(insert(sessions), sign_ins)
-        if jobs:
-            await connection.execute(insert(bookings), jobs)
-            await connection.execute(insert(conversations), talks)
 
     await app.database.write(work)
+    await app.transactions.write(lambda uow: _add_jobs(uow, citizens, now), Origin("bench"))
     return citizens
+
+
+async def _add_jobs(uow: SqlUnitOfWork, citizens: Sequence[Citizen], now: datetime) -> None:
+    """The finished jobs of those who have one, and their conversations."""
+    for citizen in citizens:
+        if citizen.booking_id:
+            job = Booking(
+                id=citizen.booking_id,
+                status=Status.COMPLETED,
+                version=9,
+                kind=Kind.ON_DEMAND,
+                service_id="plumbing",
+                zone_id=demo.ZONE_ID,
+                customer_id=citizen.user_id,
+                location=Point(51.539, -0.1426),
+                address=None,
+                slot=None,
+                notes=None,
+                price=Money(8_500, "GBP"),
+                created_at=now,
+                updated_at=now,
+                completed_at=now,
+            )
+            await uow.bookings.add(job)
+            await uow.conversations.open(job.id)
 
 
 async def login(base: str, citizens: Sequence[Citizen]) -> None:

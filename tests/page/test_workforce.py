@@ -156,16 +156,20 @@ async def test_a_job_that_nobody_takes_waits_for_operations_to_give_it_away(peop
 
 
 async def test_scheduled_work_that_operations_assign_appears_with_its_provider(people: ThreePeople) -> None:
-    customer, admin = people.customer, people.admin
+    customer, provider, admin = people.customer, people.provider, people.admin
+    # One without a calendar, of which nothing else is told than what its organisation hears.
+    await provider["provider-select-2"].check(force=True)
+    await expect(provider.root).to_contain_text("Marek Nowak")
+    await provider.is_("online")
     await customer["customer-kind-scheduled"].check(force=True)
     # Nobody has hours here, so any time can be asked for.
     await expect(customer["customer-start"]).to_be_visible()
     await customer["customer-book"].click()
     await admin["admin-risks"].get_by_role("button").first.click()
-    await admin["admin-assign-provider"].select_option(label="Shah & Sons")
+    await admin["admin-assign-provider"].select_option(label="Nowak Repairs")
     await admin["admin-assign"].click()
     await customer.sees("scheduled")
-    await people.provider.sees("scheduled")
+    await provider.sees("scheduled")
 
 
 async def test_operations_see_a_zone_in_figures_and_step_from_a_deadline_to_its_booking(people: ThreePeople) -> None:

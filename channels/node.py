@@ -36,7 +36,6 @@ class Node:
 
     Attributes:
         monotonic: seconds, for deadlines; ``clock`` tells the time of day.
-        tag: tells this node from others at the end of session ids; empty when there are no others.
         tasks: running session tasks; whoever composes the node awaits or cancels them.
         sessions: every open session, signed in or not.
     """
@@ -56,7 +55,6 @@ class Node:
     wheel: Wheel
     buckets: TokenBuckets
     trace: Trace = untraced
-    tag: str = ""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     sessions: set[Session] = field(default_factory=set)
 

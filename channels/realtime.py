@@ -76,7 +76,6 @@ class Realtime:
         presence: Presence | None = None,
         buckets: TokenBuckets | None = None,
         trace: Trace = untraced,
-        tag: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         metrics = metrics or NoMetrics()
@@ -108,7 +107,6 @@ class Realtime:
             if buckets is None
             else buckets,
             trace=trace,
-            tag=tag,
         )
 
     async def start(self) -> None:
@@ -121,9 +119,13 @@ class Realtime:
         await self.announcer.start()
         self._beating = asyncio.create_task(self._wheel.run(), name="heartbeat")
 
-    def open(self, transport: Transport) -> Session:
-        """A connection is open: its session, which expects the transport's callbacks from now on."""
-        return Session(self._node, transport)
+    def open(self, transport: Transport, tag: str = "") -> Session:
+        """A connection is open: its session, which expects the transport's callbacks from now on.
+
+        Args:
+            tag: told at the end of the session's id, for connections that are found by it.
+        """
+        return Session(self._node, transport, tag)
 
     def spend(self, user_id: str) -> float:
         """Take one request from the user's bucket for something that came by another door than a socket.

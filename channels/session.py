@@ -95,14 +95,16 @@ class Session(Outlet):
         "connecting",
         "id",
         "node",
+        "tag",
         "wheel_tick",
     )
 
-    def __init__(self, node: Node, transport: Transport) -> None:
+    def __init__(self, node: Node, transport: Transport, tag: str = "") -> None:
         super().__init__(transport, node.metrics, node.limits.max_buffered_bytes)
         now = node.monotonic()
         self.node = node
         self.id = ""
+        self.tag = tag
         self.actor: Actor | None = None
         self.channels: set[str] = set()
         self.connecting = False

@@ -105,7 +105,7 @@ async def _let_in(session: Session, params: JSON) -> Answer:
         too_many = TooManyRequests(RETRY_AFTER_SOCKETS_SECONDS, "Too many sockets of this user are open.")
         raise Ending(too_many, CloseCode.TOO_MANY_SOCKETS)
     made = new_id(node.clock.now())
-    session.enter(f"{made}-{node.tag}" if node.tag else made, actor)
+    session.enter(f"{made}-{session.tag}" if session.tag else made, actor)
     try:
         await within(node.limits.call_seconds, node.connections.opened(actor))
     except Exception:

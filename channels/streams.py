@@ -51,13 +51,13 @@ class Streams:
     """See the module.
 
     Args:
-        tag: this node's, eight hexadecimal digits; see :attr:`channels.node.Node.tag`.
+        tag: this node's, eight hexadecimal digits, at the end of its streams' session ids.
         exchange: ``None`` when there is no other node.
         timeout_seconds: for another node's answer.
     """
 
     def __init__(self, tag: str = "", exchange: Exchange | None = None, timeout_seconds: float = 5.0) -> None:
-        self._tag = tag
+        self.tag = tag
         self._exchange = exchange
         self._timeout_seconds = timeout_seconds
         self._sessions: dict[str, Session] = {}
@@ -68,7 +68,7 @@ class Streams:
     async def start(self) -> None:
         """Hear other nodes."""
         if self._exchange is not None:
-            await self._exchange.hear(_subject(self._tag), self._heard)
+            await self._exchange.hear(_subject(self.tag), self._heard)
 
     async def stop(self) -> None:
         """End what runs for other nodes."""
@@ -93,13 +93,13 @@ class Streams:
             FixnadoError: whatever the method refuses.
         """
         _, _, tag = session_id.partition("-")
-        if self._exchange is None or tag == self._tag or _TAG.fullmatch(tag) is None:
+        if self._exchange is None or tag == self.tag or _TAG.fullmatch(tag) is None:
             return await self._perform_here(session_id, user_id, method, params, origin)
         if not self._exchange.connected:
             raise Unavailable
         number = next(self._numbers)
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
-        asked: JSON = {"from": self._tag, "call": number, "session": session_id, "user": user_id}
+        asked: JSON = {"from": self.tag, "call": number, "session": session_id, "user": user_id}
         asked |= {"method": method, "params": params, "correlation_id": origin.correlation_id}
         try:
             self._exchange.tell(_subject(tag), orjson.dumps(asked | {"traceparent": origin.traceparent}))

@@ -286,7 +286,6 @@ class Application:
             presence=self.presence,
             buckets=self.buckets,
             trace=trace,
-            tag=tag,
         )
         exchange = self.broker if isinstance(self.broker, RedisBroker) else None
         self.streams = Streams(tag, exchange, limits.call_seconds)

@@ -165,7 +165,7 @@ class EventsEndpoint:
 
     async def _stream(self, request: Request, params: JSON, send: Send) -> None:
         stream = EventStream(self._encode, request.scope["extensions"][LEND])
-        session = self._realtime.open(stream)
+        session = self._realtime.open(stream, self._streams.tag)
         stream.attach(session)
         try:
             hello = await self._connect(session, stream, params, request)

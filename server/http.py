@@ -31,7 +31,7 @@ from channels.streams import Streams
 from domain.accounts import Accounts
 from domain.commands import Desk, validated
 from domain.credentials import Credentials
-from domain.errors import FixnadoError, InvalidParams, TooManyRequests
+from domain.errors import FixnadoError, InvalidParams, TooManyRequests, UnknownMethod
 from domain.identity import Actor
 from domain.second_factor import SecondFactor
 from domain.types import JSON, Origin, Point
@@ -189,7 +189,7 @@ class Surface:
         """A method of the event stream that ``X-Session`` names."""
         session_id = request.headers.get("x-session")
         if not session_id:
-            raise InvalidParams.at("X-Session", "required: the session of the event stream that this is about")
+            raise UnknownMethod(f"{method} is about a session: name that of an event stream in X-Session.")
         return await self.streams.perform(session_id, actor.user_id, method, params, request.state.origin)
 
     async def _signed_in(self, request: Request) -> Actor:

@@ -138,6 +138,23 @@ async def plans(town: Town, service: JSON, zone: JSON) -> None:
     shown = await worker.call("availability.get", theirs)
     version = shown["calendar"]["version"]
     await worker.call("availability.set_rules", theirs | {"rules": [], "version": version, "key": new_key()})
+    await reach_out(town)
+
+
+async def reach_out(town: Town) -> None:
+    """What is said about being reached without a socket."""
+    customer, admin = town.customer, town.admin
+    phone = {"token": "phone-" + "x" * 20}
+    await customer.call("push.register", phone | {"platform": "ios"})
+    await customer.call("notification.set_preferences", {"time_zone": "Europe/London"})
+    await customer.call("notification.preferences")
+    somebody = {"user_id": customer.connected["user"]["id"], "category": "service"}
+    sent = await admin.call("notification.send", somebody | {"title": "Hello", "text": "All well?", "key": new_key()})
+    await customer.event("notification.raised")
+    await customer.call("notification.list")
+    await customer.call("notification.read", {"notification_id": sent["notification"]["id"]})
+    await customer.event("notification.ended")
+    await customer.call("push.unregister", phone)
 
 
 OFFICE = {"organisation", "member", "membership", "invitation", "flag", "audit", "security", "user"}

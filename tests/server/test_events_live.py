@@ -146,7 +146,7 @@ async def test_requests_name_their_stream(tmp_path: Path) -> None:
 
         assert await post("session.ack", {f"user:{user_id}": 0}) == (200, {})
         assert (await post("session.ack", {}, **{"X-Session": "gone"}))[1]["type"] == "no_such_session"
-        assert (await post("session.ack", {}, **{"X-Session": ""}))[1]["type"] == "invalid_params"
+        assert (await post("session.ack", {}, **{"X-Session": ""}))[1]["type"] == "unknown_method"
         assert (await post("session.connect", {"token": token}))[0] == 404
         status, refreshed = await post("session.refresh", {"token": token})
         assert (status, list(refreshed)) == (200, ["expires_in_seconds"])

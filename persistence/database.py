@@ -202,7 +202,11 @@ class Database:
         probe = create_async_engine(fresh, connect_args=_mysql_arguments(self.options), poolclass=NullPool)
         try:
             async with asyncio.timeout(self.options.transaction_timeout_seconds):
-                await _ping(await _connected(probe))
+                connection = await _connected(probe)
+                try:
+                    await _ping(connection)
+                finally:
+                    await connection.close()
         except (TimeoutError, DBAPIError, NotConnected) as error:
             raise Unavailable("The database does not take the new credentials.") from error
         finally:

@@ -94,9 +94,10 @@ class Outbound:
 
     def exporters(self, database: Database, holder: str, clock: Clock, metrics: Metrics) -> Sequence[Exporter]:
         """What tells them; ``holder`` as for :class:`persistence.sequencer.Sequencer`."""
+        # Known to dashboards and alarms before there is a target.
+        told = ExportMetrics(metrics.registry)
         if not self.targets:
             return ()
-        told = ExportMetrics(metrics.registry)
         options = ExportOptions(tries=self._settings.export_tries)
         # The database's own log: an exporter reads each entry once, so a cache has nothing for it.
         event_log = SqlEventLog(database)

@@ -82,12 +82,10 @@ class RedisCounts:
 class Job:
     """One command on its way; ``answer`` is ``None`` when nobody waits for it."""
 
-    __slots__ = ("answer", "data", "expires")
+    __slots__ = ("answer", "expires", "words")
 
     def __init__(self, words: Words, expires: float, answer: asyncio.Future[Any] | None = None) -> None:
-        # The connection's own packing is Python, and took a twentieth of what a booking costs a node. The type of
-        # this one's argument means a tuple of any length.
-        self.data = pack_command(words)  # type: ignore[arg-type]
+        self.words = words
         self.expires = expires
         self.answer = answer
 
@@ -206,26 +204,31 @@ class Pipe:
                 self._suspected = False
                 check_at = clock() + self._times.ping_seconds
             self._expire()
-            jobs = self._take()
+            jobs, packed = self._take()
             if jobs:
-                await self._send(connection, jobs)
+                await self._send(connection, jobs, packed)
 
-    def _take(self) -> list[Job]:
+    def _take(self) -> tuple[list[Job], bytes]:
+        """The next batch, and its bytes."""
         jobs: list[Job] = []
+        parts: list[bytes] = []
         size = 0
         while self._queue and len(jobs) < BATCH_COMMANDS and size < BATCH_BYTES:
             job = self._queue.popleft()
             if job.answer is not None and job.answer.done():
                 continue  # whoever asked does not wait any more
-            size += len(job.data)
+            # The connection's own packing is Python, and took a twentieth of what a booking costs a node. The type of
+            # this one's argument means a tuple of any length.
+            data = pack_command(job.words)  # type: ignore[arg-type]
+            size += len(data)
+            parts.append(data)
             jobs.append(job)
-        return jobs
+        return jobs, b"".join(parts)
 
-    async def _send(self, connection: AbstractConnection, jobs: Sequence[Job]) -> None:
+    async def _send(self, connection: AbstractConnection, jobs: Sequence[Job], packed: bytes) -> None:
         done = 0
         try:
             async with asyncio.timeout(self._times.reply_seconds):
-                packed = b"".join([job.data for job in jobs])
                 await connection.send_packed_command(packed, check_health=False)
                 for job in jobs:
                     try:

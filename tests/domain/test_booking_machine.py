@@ -280,7 +280,8 @@ class MarketplaceMachine(RuleBasedStateMachine):
     async def _follow(self, actor: Actor | None, method: str) -> None:
         for event in await self.market.events(after=self.heard):
             self.heard = event.number
-            if event.type.startswith(("booking.", "dispute.")):
+            # A driver that stands still is news, and no step.
+            if event.type.startswith(("booking.", "dispute.")) and event.type != "booking.stalled":
                 self._follow_booking(event, actor, method)
 
     def _follow_booking(self, event: Recorded, actor: Actor | None, method: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import exists, literal, select, union_all
 
 from domain.providers import Strategy
 from persistence.database import Database
@@ -76,8 +77,12 @@ async def broadcast_market(empty_market: Marketplace) -> Marketplace:
 
 async def _wipe(database: Database) -> None:
     kept = {"log_seed", "signing_keys"}
+    tables = [table for table in reversed(metadata.sorted_tables) if table.name not in kept]
+    # Most of them are empty, and an empty DELETE costs a round trip each.
+    filled = union_all(*(select(literal(table.name)).where(exists(select(table))) for table in tables))
     async with database.schema_connection() as connection:
-        for table in reversed(metadata.sorted_tables):
-            if table.name not in kept:
+        names = set((await connection.execute(filled)).scalars())
+        for table in tables:
+            if table.name in names:
                 await connection.execute(table.delete())
         await connection.commit()

@@ -100,15 +100,23 @@ async def booked_once(town: Cluster, notes: str, booking: JSON) -> None:
     assert told[0] == 1
 
 
+TRIES = 10
+
+
 async def test_experiment_08_the_databases_answer_to_commit_is_lost(town: Cluster, report: Report) -> None:
     """The client is told ``unavailable``; the retry under the same key finds the booking that was made."""
     notes = new_key()
     wish: JSON = {"service_id": "plumbing", "kind": "on_demand", "location": CAMDEN, "notes": notes, "key": new_key()}
     async with signed_in(town.wired.base, CUSTOMER) as customer:
-        town.to_database.cuts_commits = True
-        assert_unavailable(await refusal(customer, "booking.create", wish))
-        town.to_database.cuts_commits = False
-        kept = await town.rows(f"SELECT COUNT(*) FROM bookings WHERE notes = '{notes}'")
+        for _ in range(TRIES):
+            town.to_database.commits_cut = 0
+            town.to_database.cuts_commits = True
+            assert_unavailable(await refusal(customer, "booking.create", wish))
+            town.to_database.cuts_commits = False
+            kept = await town.rows(f"SELECT COUNT(*) FROM bookings WHERE notes = '{notes}'")
+            if kept[0][0]:
+                break
+            # The node works in the background too: it was another COMMIT that was cut, and all of the booking was lost.
         booking = (await customer.call("booking.create", wish))["booking"]
         assert (await customer.call("booking.create", wish))["booking"] == booking
         await customer.call("booking.cancel", {"booking_id": booking["id"], "reason": "over", "key": new_key()})

@@ -108,6 +108,7 @@ async def test_experiment_08_the_databases_answer_to_commit_is_lost(town: Cluste
     notes = new_key()
     wish: JSON = {"service_id": "plumbing", "kind": "on_demand", "location": CAMDEN, "notes": notes, "key": new_key()}
     async with signed_in(town.wired.base, CUSTOMER) as customer:
+        kept: list[Any] = []
         for _ in range(TRIES):
             town.to_database.commits_cut = 0
             town.to_database.cuts_commits = True

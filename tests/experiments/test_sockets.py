@@ -9,8 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.acceptance.client import ADMIN, CAMDEN, CUSTOMER, JSON, PROVIDERS, Rest, Socket, new_key, signed_in
-from tests.experiments.cluster import Cluster, metrics
-from tests.redis_topologies import Proxy
+from tests.experiments.cluster import Cluster, Wire, metrics
 from tests.server.live_server import RawSocket
 
 SOCKETS = 120
@@ -120,7 +119,7 @@ async def test_experiment_12_sockets_that_do_not_read_delay_nobody(town: Cluster
 async def test_experiment_12_a_half_open_socket_is_let_go(town: Cluster, report: Callable[..., None]) -> None:
     node = town.nodes[0]
     silent = 'fixnado_closes_total{code="4005"}'
-    proxy = Proxy(node.port)
+    proxy = Wire(node.port)
     async with proxy.running():
         async with signed_in(f"http://127.0.0.1:{proxy.port}", CUSTOMER):
             before = (await asyncio.to_thread(metrics, node)).get(silent, 0.0)

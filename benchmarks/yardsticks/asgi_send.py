@@ -6,9 +6,8 @@ import asyncio
 import time
 from typing import Any
 
-import uvicorn
-import uvloop
-from control import message, obey  # type: ignore[import-not-found]  # beside this script
+from asgi_server import serve  # type: ignore[import-not-found]  # beside this script
+from control import message  # type: ignore[import-not-found]  # as above
 
 sends: list[Any] = []
 
@@ -34,24 +33,5 @@ async def publish(turns: int, burst: int, size: int) -> dict[str, Any]:
     return {"started": started}
 
 
-async def main() -> None:
-    config = uvicorn.Config(
-        app,
-        host="127.0.0.1",
-        port=0,
-        lifespan="off",
-        log_config=None,
-        ws_per_message_deflate=False,
-        ws_ping_interval=None,
-        backlog=4096,
-    )
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 — it has no event for it
-        await asyncio.sleep(0.01)
-    await obey(server.servers[0].sockets[0].getsockname()[1], {"publish": publish})
-    serving.cancel()
-
-
 if __name__ == "__main__":
-    uvloop.run(main())
+    serve(app, publish)

@@ -26,7 +26,7 @@ from domain.networks import network_of
 from domain.ports import UnitOfWork
 from domain.providers import Provider, ProviderStatus
 from domain.second_factor import MfaChallengeView, SecondFactor
-from domain.security import SecurityEvents
+from domain.security import SecurityEvents, SecurityKind
 from domain.sign_ins import IdentityPorts, SignIns, TokensView, successor_of, user_view, whence
 from domain.types import JSON, Origin, new_id, wire_time
 from domain.views import Params, View
@@ -179,7 +179,7 @@ class Accounts:
         right = await self._passwords.verify(user.own_password_hash if user else None, params.password)
         if user is None or not right or user.disabled_at is not None:
             await self._gate.failed(origin.address, account)
-            await self._ports.security.record("login_failed", user.id if user else None, whence(origin))
+            await self._ports.security.record(SecurityKind.LOGIN_FAILED, user.id if user else None, whence(origin))
             raise InvalidCredentials
         failures = await self._gate.failures(account_key(email))
         await self._gate.succeeded(account)
@@ -231,7 +231,7 @@ class Accounts:
             else:
                 await self._sign_ins.end(uow, sign_in, "reuse")
                 details = {"session_id": sign_in.id} | whence(origin)
-                await _security.record(uow, "refresh_token_reused", "anonymous", sign_in.user_id, details)
+                await _security.record(uow, SecurityKind.REFRESH_TOKEN_REUSED, "anonymous", sign_in.user_id, details)
                 return None
             sign_in = replace(sign_in, last_used_at=uow.now)
             await uow.people.save_sign_in(sign_in)
@@ -324,7 +324,7 @@ class Accounts:
             await uow.devices.remove(device_id)
             await self._sign_ins.end_all(uow, actor.user_id, "device_removed", device_id=device_id)
             details = {"device_id": device_id}
-            await _security.record(uow, "device_removed", actor.user_id, actor.user_id, details)
+            await _security.record(uow, SecurityKind.DEVICE_REMOVED, actor.user_id, actor.user_id, details)
 
         await self._transactions.write(work, replace(origin, actor_id=actor.user_id))
 
@@ -368,10 +368,10 @@ class Accounts:
         assessed = trust.assess(seen)
         details = {"score": assessed.score, "parts": assessed.parts} | whence(origin)
         if assessed.refuses:
-            await self._ports.security.record("login_refused", user.id, details)
+            await self._ports.security.record(SecurityKind.LOGIN_REFUSED, user.id, details)
             raise SignInRefused
         if assessed.asks:
-            await self._ports.security.record("trust_low", user.id, details)
+            await self._ports.security.record(SecurityKind.TRUST_LOW, user.id, details)
         return assessed
 
     async def _is_retry(self, uow: UnitOfWork, link: RefreshToken) -> bool:

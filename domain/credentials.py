@@ -20,7 +20,7 @@ from domain.letters import Letter, LetterKind, Medium
 from domain.limits import account_key
 from domain.ports import UnitOfWork
 from domain.second_factor import tell
-from domain.security import SecurityEvents
+from domain.security import SecurityEvents, SecurityKind
 from domain.sign_ins import IdentityPorts, SignIns, whence
 from domain.types import JSON, Origin
 from domain.views import Params
@@ -83,7 +83,9 @@ class Credentials:
             if locked is None or locked.disabled_at is not None or locked.password_hash != user.password_hash:
                 raise InvalidCredentials
             await self._may_change(uow, actor)
-            await self._replace(uow, user.id, password_hash, "password_changed", origin, but=actor.session_id)
+            await self._replace(
+                uow, user.id, password_hash, SecurityKind.PASSWORD_CHANGED, origin, but=actor.session_id
+            )
 
         await self._transactions.write(work, replace(origin, actor_id=actor.user_id))
         await tell(self._ports, Letter(LetterKind.PASSWORD_CHANGED, Medium.EMAIL, user.email))
@@ -107,7 +109,7 @@ class Credentials:
             ends = uow.now + timedelta(seconds=self._sign_ins.policy.reset_seconds)
             user_id = user.id if user else None
             await uow.challenges.add(Challenge(token_hash(token), Purpose.RESET, user_id, {}, uow.now, ends))
-            await _security.record(uow, "password_reset_asked", "anonymous", user_id, whence(origin))
+            await _security.record(uow, SecurityKind.PASSWORD_RESET_ASKED, "anonymous", user_id, whence(origin))
 
         await self._transactions.write(work, origin)
         if user is not None:
@@ -139,7 +141,7 @@ class Credentials:
             if locked is None or not locked.is_open(uow.now):
                 raise InvalidToken
             # This token is among what ends here.
-            await self._replace(uow, user_id, password_hash, "password_reset", origin)
+            await self._replace(uow, user_id, password_hash, SecurityKind.PASSWORD_RESET, origin)
             return user.email
 
         email = await self._transactions.write(work, replace(origin, actor_id=user_id))
@@ -172,7 +174,9 @@ class Credentials:
             if disabled:
                 await uow.challenges.end_all(user.id, uow.now)
                 await self._sign_ins.end_all(uow, user.id, "disabled")
-            await _security.record(uow, "user_disabled" if disabled else "user_enabled", origin.actor_id, user.id)
+            await _security.record(
+                uow, SecurityKind.USER_DISABLED if disabled else SecurityKind.USER_ENABLED, origin.actor_id, user.id
+            )
 
         await self._transactions.write(work, origin)
 
@@ -182,11 +186,17 @@ class Credentials:
             await self._sign_ins.require_recent(uow, actor)
 
     async def _replace(
-        self, uow: UnitOfWork, user_id: str, password_hash: str, what: str, origin: Origin, but: str | None = None
+        self,
+        uow: UnitOfWork,
+        user_id: str,
+        password_hash: str,
+        what: SecurityKind,
+        origin: Origin,
+        but: str | None = None,
     ) -> None:
         await uow.people.save_password(user_id, password_hash)
         await uow.challenges.end_all(user_id, uow.now)
-        await self._sign_ins.end_all(uow, user_id, what, but=but)
+        await self._sign_ins.end_all(uow, user_id, what.value, but=but)
         await _security.record(uow, what, user_id, user_id, whence(origin))
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from domain.organisations import Member, Organisation
     from domain.providers import Provider, Service, Zone
     from domain.recurrence import Recurrences
-    from domain.security import AuditEntry, SecurityFact
+    from domain.security import AuditEntry, SecurityFact, SecurityKind
     from domain.series import Instance, Series
     from domain.zones import Counted, Figures, Imported
 
@@ -666,5 +666,5 @@ class SecurityEvents(Protocol):
     change something is attested in its own transaction (:meth:`UnitOfWork.attest`).
     """
 
-    async def record(self, kind: str, user_id: str | None, details: JSON) -> None:
+    async def record(self, kind: SecurityKind, user_id: str | None, details: JSON) -> None:
         """Called once what it tells has happened. ``details`` holds no secrets. Never fails its caller."""

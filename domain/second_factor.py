@@ -45,7 +45,7 @@ from domain.letters import Letter, LetterKind, Medium
 from domain.limits import account_key
 from domain.ports import UnitOfWork
 from domain.proofs import Proofs
-from domain.security import SecurityEvents
+from domain.security import SecurityEvents, SecurityKind
 from domain.sign_ins import IdentityPorts, SignIns, whence
 from domain.trust import Trust
 from domain.types import JSON, Origin, wire_time
@@ -227,12 +227,12 @@ class SecondFactor:
             proof = await self._proofs.judge(uow, user_id, answer, locked)
             if proof is None:
                 await uow.challenges.save(replace(locked, attempts=locked.attempts + 1))
-                await _attest(uow, "mfa_failed", user_id, origin)
+                await _attest(uow, SecurityKind.MFA_FAILED, user_id, origin)
                 return None
             await uow.challenges.save(replace(locked, used_at=uow.now))
             device, parts = dict(locked.data["device"]), dict(locked.data["trust_parts"])
             if proof == RECOVERY:
-                await _attest(uow, "recovery_code_used", user_id, origin)
+                await _attest(uow, SecurityKind.RECOVERY_CODE_USED, user_id, origin)
             return await self._sign_ins.begin(uow, user, device, parts, origin)
 
         # A wrong answer must be committed as counted, so it is a result and not an error of the transaction.
@@ -364,11 +364,11 @@ class SecondFactor:
                 spent = {"used_at": uow.now} if proof else {"attempts": locked.attempts + 1}
                 await uow.challenges.save(replace(locked, **spent))
             if proof != kind:
-                await _attest(uow, "mfa_failed", actor.user_id, origin)
+                await _attest(uow, SecurityKind.MFA_FAILED, actor.user_id, origin)
                 return None
             await uow.factors.confirm(actor.user_id, kind, uow.now)
             await self._sign_ins.end_all(uow, actor.user_id, "mfa_changed", but=actor.session_id)
-            await _attest(uow, "mfa_enabled", actor.user_id, origin, method=kind.value)
+            await _attest(uow, SecurityKind.MFA_ENABLED, actor.user_id, origin, method=kind.value)
             if _confirmed(factors):
                 return []
             hashes = [recovery_hash(actor.user_id, code) for code in given]
@@ -396,7 +396,7 @@ class SecondFactor:
             await uow.factors.remove_all(actor.user_id)
             await uow.challenges.end_all(actor.user_id, uow.now)
             await self._sign_ins.end_all(uow, actor.user_id, "mfa_changed", but=actor.session_id)
-            await _attest(uow, "mfa_disabled", actor.user_id, origin)
+            await _attest(uow, SecurityKind.MFA_DISABLED, actor.user_id, origin)
 
         await self._again(actor, params.password, params.code, params.challenge, origin, then)
         await self._tell_of_change(actor)
@@ -417,7 +417,7 @@ class SecondFactor:
                 raise NotEnrolled
             hashes = [recovery_hash(actor.user_id, code) for code in given]
             await uow.factors.replace_recovery_codes(actor.user_id, hashes)
-            await _attest(uow, "recovery_codes_replaced", actor.user_id, origin)
+            await _attest(uow, SecurityKind.RECOVERY_CODES_REPLACED, actor.user_id, origin)
 
         await self._transactions.write(work, replace(origin, actor_id=actor.user_id))
         return {"recovery_codes": given}
@@ -460,7 +460,7 @@ class SecondFactor:
         await self._gate.attempt(account)
         if not await self._ports.passwords.verify(user.password_hash, password):
             await self._gate.failed(origin.address, account)
-            await self._ports.security.record("step_up_failed", user.id, whence(origin))
+            await self._ports.security.record(SecurityKind.STEP_UP_FAILED, user.id, whence(origin))
             raise InvalidCredentials
         await self._gate.succeeded(account)
         mine = _confirmed(await self._transactions.read(lambda uow: uow.factors.of(user.id)))
@@ -483,10 +483,10 @@ class SecondFactor:
                     spent = {"used_at": uow.now} if proof else {"attempts": locked.attempts + 1}
                     await uow.challenges.save(replace(locked, **spent))
                 if proof is None:
-                    await _attest(uow, "mfa_failed", user.id, origin)
+                    await _attest(uow, SecurityKind.MFA_FAILED, user.id, origin)
                     return False
                 if proof == RECOVERY:
-                    await _attest(uow, "recovery_code_used", user.id, origin)
+                    await _attest(uow, SecurityKind.RECOVERY_CODE_USED, user.id, origin)
             await then(uow, factors)
             return True
 
@@ -558,10 +558,10 @@ async def tell(ports: IdentityPorts, letter: Letter) -> None:
     try:
         await ports.messenger.send(letter)
     except Unavailable:
-        await ports.security.record("letter_not_sent", None, {"kind": letter.kind.value})
+        await ports.security.record(SecurityKind.LETTER_NOT_SENT, None, {"kind": letter.kind.value})
 
 
-async def _attest(uow: UnitOfWork, kind: str, user_id: str, origin: Origin, **details: str) -> None:
+async def _attest(uow: UnitOfWork, kind: SecurityKind, user_id: str, origin: Origin, **details: str) -> None:
     await _security.record(uow, kind, user_id, user_id, details | whence(origin))
 
 

@@ -33,13 +33,25 @@ GENESIS = "0" * 64
 
 
 class SecurityKind(StrEnum):
-    """What can be attested. Kinds are data for good: add, but do not rename."""
+    """Every kind there is. Kinds are data for good: add, but do not rename."""
 
+    LETTER_NOT_SENT = "letter_not_sent"
     LOGIN_FAILED = "login_failed"
-    LOCKED_OUT = "locked_out"
-    TOKEN_REUSED = "token_reused"  # noqa: S105 — names a kind
-    TRUST_DROPPED = "trust_dropped"
-    CREDENTIALS_CHANGED = "credentials_changed"
+    LOGIN_REFUSED = "login_refused"
+    TRUST_LOW = "trust_low"
+    REFRESH_TOKEN_REUSED = "refresh_token_reused"  # noqa: S105 — names a kind
+    DEVICE_REMOVED = "device_removed"
+    MFA_ENABLED = "mfa_enabled"
+    MFA_DISABLED = "mfa_disabled"
+    MFA_FAILED = "mfa_failed"
+    RECOVERY_CODE_USED = "recovery_code_used"
+    RECOVERY_CODES_REPLACED = "recovery_codes_replaced"
+    STEP_UP_FAILED = "step_up_failed"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 — names a kind
+    PASSWORD_RESET_ASKED = "password_reset_asked"  # noqa: S105 — names a kind
+    PASSWORD_RESET = "password_reset"  # noqa: S105 — names a kind
+    USER_DISABLED = "user_disabled"
+    USER_ENABLED = "user_enabled"
     SIGNED_OUT_BY_ADMIN = "signed_out_by_admin"
     ROLE_CHANGED = "role_changed"
     MEMBER_INVITED = "member_invited"
@@ -64,7 +76,7 @@ class SecurityFact:
         details: JSON without secrets; strings, whole numbers, booleans and lists of them.
     """
 
-    kind: str
+    kind: SecurityKind
     actor_id: str
     subject_id: str | None
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -91,7 +103,7 @@ class SecurityEvents:
     async def record(
         self,
         uow: UnitOfWork,
-        kind: str,
+        kind: SecurityKind,
         actor_id: str,
         subject_id: str | None = None,
         details: Mapping[str, Any] | None = None,

@@ -87,7 +87,7 @@ from server.passwords import Passwords
 from server.readings import Readings
 from server.secrets import Secret, SecretReader, SecretWatch
 from server.secrets_at_rest import master_key_of
-from server.security_events import KINDS, AttestedSecurityEvents
+from server.security_events import AttestedSecurityEvents
 from server.settings import Settings
 from server.telemetry import Metrics, logger, watch_loop_lag
 from server.tokens import KeyRing, SigningKey, Tokens
@@ -187,7 +187,7 @@ class Application:
         # Nobody else can hold an embedded database's leases, so a restart need not wait for them to run out.
         self.holder = "embedded" if settings.embedded else self.node_id
         clock = SystemClock()
-        self.metrics = Metrics(methods=COMMANDS, close_codes=list(CloseCode), security_kinds=[*KINDS, *SecurityKind])
+        self.metrics = Metrics(methods=COMMANDS, close_codes=list(CloseCode), security_kinds=SecurityKind)
         self.workers = Workers()
 
         # What survives.

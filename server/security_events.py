@@ -7,39 +7,18 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
 from domain.errors import Unavailable
-from domain.security import SecurityFact
+from domain.security import SecurityFact, SecurityKind
 from domain.types import JSON, Origin, new_id
 from persistence.repositories import SqlUnitOfWork
 from persistence.unit_of_work import Transactions
 from server.telemetry import logger
 
 log = logger(__name__)
-
-KINDS: Final = (
-    "letter_not_sent",
-    "login_failed",
-    "login_refused",
-    "trust_low",
-    "refresh_token_reused",
-    "device_removed",
-    "mfa_enabled",
-    "mfa_disabled",
-    "mfa_failed",
-    "recovery_code_used",
-    "recovery_codes_replaced",
-    "step_up_failed",
-    "password_changed",
-    "password_reset_asked",
-    "password_reset",
-    "user_disabled",
-    "user_enabled",
-)
-"""Every kind there is: labels of a metric come from a fixed list."""
 
 
 class AttestedSecurityEvents:
@@ -50,7 +29,7 @@ class AttestedSecurityEvents:
     def __init__(self, transactions: Transactions[SqlUnitOfWork]) -> None:
         self._transactions = transactions
 
-    async def record(self, kind: str, user_id: str | None, details: JSON) -> None:
+    async def record(self, kind: SecurityKind, user_id: str | None, details: JSON) -> None:
         fact = SecurityFact(kind, user_id or "anonymous", user_id, {name: _plain(it) for name, it in details.items()})
 
         async def attest(uow: SqlUnitOfWork) -> None:

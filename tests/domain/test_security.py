@@ -10,6 +10,7 @@ from sqlalchemy import select
 from channels.topics import ADMIN_SECURITY
 from domain.errors import InvalidToken
 from domain.identity import Role
+from domain.security import SecurityKind
 from persistence import tables
 from server.security_events import AttestedSecurityEvents
 from tests.domain.marketplace import ORIGIN, Marketplace, refused
@@ -22,8 +23,8 @@ async def recorded(market: Marketplace) -> list[Any]:
 
 async def test_what_the_accounts_report_is_in_the_chain(market: Marketplace) -> None:
     events = AttestedSecurityEvents(market.transactions)
-    await events.record("trust_low", "ada", {"score": 12, "parts": {"device": 0.5}, "address": "192.0.2.1"})
-    await events.record("login_failed", None, {})
+    await events.record(SecurityKind.TRUST_LOW, "ada", {"score": 12, "parts": {"device": 0.5}, "address": "192.0.2.1"})
+    await events.record(SecurityKind.LOGIN_FAILED, None, {})
     known, unknown = await recorded(market)
     assert (known.kind, known.subject_id, known.actor_id) == ("trust_low", "ada", "ada")
     assert known.details == {"score": 12, "parts": '{"device": 0.5}', "address": "192.0.2.1"}

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.security import GENESIS, SecurityEvents, SecurityFact, chained
+from domain.security import GENESIS, SecurityEvents, SecurityFact, SecurityKind, chained
 from domain.types import Origin
 from persistence import audit_log as under_test
 from persistence.audit_log import Verdict, verify_audit_log
@@ -39,7 +39,7 @@ class Bench:
         async def work(uow: SqlUnitOfWork) -> None:
             for subject in subjects:
                 details = {"z": [1, True, None, "ü"], "a": {"percentage": 12.5}}
-                await security.record(uow, "role_changed", "ada", subject, details)
+                await security.record(uow, SecurityKind.ROLE_CHANGED, "ada", subject, details)
             if fail:
                 raise RuntimeError("changed its mind")
 
@@ -98,7 +98,7 @@ async def test_what_did_not_commit_is_not_in_the_log(bench: Bench) -> None:
 
 async def test_a_read_cannot_attest(bench: Bench) -> None:
     with pytest.raises(RuntimeError):
-        await bench.transactions.read(lambda uow: security.record(uow, "role_changed", "ada", "u"))
+        await bench.transactions.read(lambda uow: security.record(uow, SecurityKind.ROLE_CHANGED, "ada", "u"))
 
 
 async def test_transactions_at_once_make_one_chain_without_gaps(bench: Bench) -> None:
@@ -136,7 +136,7 @@ async def test_the_first_row_that_was_tampered_with_is_named(
 async def test_a_rewritten_row_breaks_the_one_after_it(bench: Bench) -> None:
     await bench.attest("u1", "u2", "u3")
     first, second, _ = await bench.rows(select(audit_log).order_by(audit_log.c.number))
-    (forged,) = chained([SecurityFact("role_changed", "eve", "u2")], 1, first.hash, second.at, "corr-7")
+    (forged,) = chained([SecurityFact(SecurityKind.ROLE_CHANGED, "eve", "u2")], 1, first.hash, second.at, "corr-7")
     values = {"actor_id": "eve", "details": {}, "hash": forged.hash}
     await bench.execute(update(audit_log).where(audit_log.c.number == 2).values(values))
     assert (await bench.verify()).broken == 3
@@ -145,7 +145,7 @@ async def test_a_rewritten_row_breaks_the_one_after_it(bench: Bench) -> None:
 async def test_a_row_put_behind_the_head_is_noticed(bench: Bench) -> None:
     await bench.attest("u1")
     verdict = await bench.verify()
-    (forged,) = chained([SecurityFact("role_changed", "eve", "u2")], 1, verdict.head_hash, START, "c")
+    (forged,) = chained([SecurityFact(SecurityKind.ROLE_CHANGED, "eve", "u2")], 1, verdict.head_hash, START, "c")
     row = {name: getattr(forged, name) for name in audit_log.c.keys()}  # noqa: SIM118 — columns, not a dict
     await bench.execute(insert(audit_log).values(row))
     assert (await bench.verify()).broken == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from domain.security import SecurityFact
+from domain.security import SecurityFact, SecurityKind
 from domain.types import Origin
 from persistence.audit_log import append_to_audit_log
 from persistence.database import Database
@@ -19,7 +19,7 @@ from tests.domain.marketplace import START
 async def _prepare(url: str, tamper: bool) -> None:
     await upgrade(url)
     database = Database(url)
-    facts = [SecurityFact("role_changed", "ada", f"u{number}") for number in range(3)]
+    facts = [SecurityFact(SecurityKind.ROLE_CHANGED, "ada", f"u{number}") for number in range(3)]
     await database.write(lambda connection: append_to_audit_log(connection, facts, Origin("c"), START))
     if tamper:
         forge = update(audit_log).where(audit_log.c.number == 2).values(actor_id="eve")

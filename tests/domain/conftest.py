@@ -24,39 +24,51 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def mysql_market_url(mariadb: MariaDB) -> Iterator[str]:
-    """A migrated database that the tests of this room use one after the other: DDL is slow there."""
+def sqlite_database(sqlite_template: bytes, tmp_path_factory: pytest.TempPathFactory) -> Database:
+    return Database(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('market') / 'fixnado.db'}", OPTIONS)
+
+
+@pytest.fixture(scope="session")
+def mysql_database(mariadb: MariaDB) -> Iterator[Database]:
     name = asyncio.run(mariadb.create_database())
     url = mariadb.url(name)
     asyncio.run(upgrade(url, OPTIONS))
-    yield url
+    yield Database(url, OPTIONS)
     asyncio.run(mariadb.drop_database(name))
 
 
-@pytest.fixture
-def sqlite_market_url(sqlite_template: bytes, tmp_path: Path) -> str:
-    path = tmp_path / "fixnado.db"
-    path.write_bytes(sqlite_template)
-    return f"sqlite+aiosqlite:///{path}"
-
-
 @pytest.fixture(params=["sqlite", "mysql"])
-def market_url(request: pytest.FixtureRequest) -> str:
-    url: str = request.getfixturevalue(f"{request.param}_market_url")
-    return url
+def kept_database(request: pytest.FixtureRequest) -> Database:
+    """A database of each kind that the tests of this room use one after the other: what SQLAlchemy has compiled stays,
+    and DDL is slow on MySQL.
+    """
+    database: Database = request.getfixturevalue(f"{request.param}_database")
+    return database
 
 
 @pytest.fixture
-async def empty_market(market_url: str) -> AsyncIterator[Marketplace]:
-    """A marketplace in which there is nothing yet, on a database of each kind."""
-    database = Database(market_url, OPTIONS)
+async def market_database(kept_database: Database, sqlite_template: bytes) -> AsyncIterator[Database]:
+    """A migrated, empty database of each kind. No connection outlives a test."""
+    database = kept_database
+    if database.dialect == "sqlite":
+        path = Path(str(database.url.database))
+        for rest in path.parent.glob(f"{path.name}-*"):
+            rest.unlink()
+        path.write_bytes(sqlite_template)
+    else:
+        await _wipe(database)
+    database.retries.clear()
     try:
-        if database.dialect == "mysql":
-            await _wipe(database)
-        yield Marketplace(database)
+        yield database
         assert database.in_use == 0, "a test leaked a connection"
     finally:
         await database.close()
+
+
+@pytest.fixture
+def empty_market(market_database: Database) -> Marketplace:
+    """A marketplace in which there is nothing yet, on a database of each kind."""
+    return Marketplace(market_database)
 
 
 @pytest.fixture

@@ -651,9 +651,18 @@ class Limiter(Protocol):
         """Takes one from the subject's bucket; 0, or seconds to wait when there was none."""
 
     async def attempt(self, delays: Delays, subject: str) -> float:
-        """0 when the subject may try now, else seconds to wait. Past the free failures one attempt is let through per
-        delay, however many come at once.
+        """0 when the subject may try now, else seconds to wait; for what is counted only by :meth:`failed`. Past the
+        free failures one attempt is let through per delay, however many come at once.
         """
+
+    async def charge(self, delays: Delays, subject: str) -> float:
+        """An attempt that counts as failed until :meth:`refund` or :meth:`forget` says otherwise: 0 when the subject
+        may try now, else seconds to wait, and then nothing is counted. Asked and counted in one step, so that however
+        many come at once, no more pass than would one after the other.
+        """
+
+    async def refund(self, delays: Delays, subject: str) -> None:
+        """One charge was for nothing: the attempt never took place. A delay that has begun stays."""
 
     async def failed(self, delays: Delays, subject: str) -> None: ...
     async def forget(self, delays: Delays, subject: str) -> None: ...

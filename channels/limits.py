@@ -12,7 +12,7 @@ class Limits:
     """Bounds of one node. Every queue, buffer and wait of the live side ends at one of these.
 
     Attributes:
-        connect_seconds: from the upgrade to ``session.connect``, else close 4502.
+        connect_seconds: from the upgrade to ``session.connect``, time in line aside, else close 4502.
         connects_at_once: clients that are being let in at the same time; the rest stand in line.
         line_seconds: in that line before a client is told to come back.
         heartbeat_seconds: between pings, ± ``heartbeat_jitter`` of it so that sockets do not beat together.

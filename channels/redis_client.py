@@ -164,7 +164,8 @@ class RedisClient:
         """Carry out commands, each given with a key that says where; in order for each key.
 
         Returns:
-            The answers; an answer that is an error of Redis is a ``ResponseError`` among them.
+            The answers; an answer that is an error of Redis is a ``ResponseError`` among them, and a command that
+            cannot be written (a word that is none of :data:`Words`) has its ``TypeError`` or ``ValueError`` there.
 
         Raises:
             Unavailable: not all were answered in time. Those not answered may have been carried out.

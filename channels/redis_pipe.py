@@ -8,6 +8,7 @@ or may not have been carried out, and only its owner knows whether that matters.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 from collections import deque
@@ -20,6 +21,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
 from channels.redis_layout import RedisAway, close
+
+logger = logging.getLogger(__name__)
 
 BATCH_COMMANDS = 500
 BATCH_BYTES = 1024 * 1024
@@ -65,7 +68,7 @@ class RedisCounts:
     Attributes:
         answered: commands that Redis carried out, messages published among them.
         dropped: commands not sent, because the queue was full or they had waited too long.
-        failed: commands sent without a good answer.
+        failed: commands sent without a good answer, and those that could not be written.
         heard: messages received.
         unreadable: messages of another version, or not ours.
         reconnects: connections opened again after they were lost.
@@ -219,7 +222,14 @@ class Pipe:
                 continue  # whoever asked does not wait any more
             # The connection's own packing is Python, and took a twentieth of what a booking costs a node. The type of
             # this one's argument means a tuple of any length.
-            data = pack_command(job.words)  # type: ignore[arg-type]
+            try:
+                data = pack_command(job.words)  # type: ignore[arg-type]
+            except (TypeError, ValueError) as error:
+                # A mistake of whoever made the command. It is not worth the others' connection.
+                self._counts.failed += 1
+                logger.exception("a command for Redis cannot be written: %r", job.words[:1])
+                job.settle(error)
+                continue
             size += len(data)
             parts.append(data)
             jobs.append(job)

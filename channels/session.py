@@ -284,6 +284,12 @@ class Session(Outlet):
 
     # Who it is, until when, and what it hears
 
+    def stood_in_line(self, seconds: float) -> None:
+        """The client waited so long for its turn to be let in. That was not its own slowness: should it be refused for
+        now, it has the time to try again that it would have had without the others.
+        """
+        self._connect_deadline += seconds
+
     def enter(self, session_id: str, actor: Actor) -> None:
         """The client is signed in: sign-outs find it from here on."""
         self.id = session_id

@@ -66,13 +66,15 @@ async def connect(session: Session, params: JSON) -> Answer:
         Ending: no good token, too many connections, no channels, or too long a line at the door.
         FixnadoError: refused for now; the client may try again on the same connection.
     """
-    admission = session.node.admission
+    node = session.node
+    admission, came = node.admission, node.monotonic()
     try:
         await admission.enter()
     except Unavailable as error:
         session.connecting = False
         raise Ending(error, CloseCode.SERVER_ERROR) from error
     try:
+        session.stood_in_line(node.monotonic() - came)
         # The client may have gone while it stood in line.
         if session.closed:
             raise Unavailable

@@ -60,8 +60,30 @@ class InProcessLimiter:
         failures.next_at = now + delays.after(failures.count)
         return 0.0
 
-    async def failed(self, delays: Delays, subject: str) -> None:
+    async def charge(self, delays: Delays, subject: str) -> float:
         now = self._clock()
+        failures = self._recent(delays, subject, now)
+        if failures is not None and failures.next_at > now:
+            return failures.next_at - now
+        self._count(delays, subject, now)
+        return 0.0
+
+    async def refund(self, delays: Delays, subject: str) -> None:
+        failures = self._recent(delays, subject, self._clock())
+        if failures is not None and failures.count > 0:
+            failures.count -= 1
+
+    async def failed(self, delays: Delays, subject: str) -> None:
+        self._count(delays, subject, self._clock())
+
+    async def forget(self, delays: Delays, subject: str) -> None:
+        self._failures.pop((delays.name, subject), None)
+
+    async def failures(self, delays: Delays, subject: str) -> int:
+        failures = self._recent(delays, subject, self._clock())
+        return 0 if failures is None else failures.count
+
+    def _count(self, delays: Delays, subject: str, now: float) -> None:
         key = (delays.name, subject)
         failures = self._recent(delays, subject, now) or _Failures(0, now, now)
         failures.count += 1
@@ -70,13 +92,6 @@ class InProcessLimiter:
         self._failures.move_to_end(key)
         if len(self._failures) > self._size:
             self._failures.popitem(last=False)
-
-    async def forget(self, delays: Delays, subject: str) -> None:
-        self._failures.pop((delays.name, subject), None)
-
-    async def failures(self, delays: Delays, subject: str) -> int:
-        failures = self._recent(delays, subject, self._clock())
-        return 0 if failures is None else failures.count
 
     def _recent(self, delays: Delays, subject: str, now: float) -> _Failures | None:
         key = (delays.name, subject)

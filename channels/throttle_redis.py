@@ -73,16 +73,30 @@ return '0'
 """
 )
 
-FAILED = (
-    _NOW
-    + _DELAY
-    + """
+_COUNT = """
 local count = redis.call('HINCRBY', KEYS[1], 'count', 1)
 redis.call('HSET', KEYS[1], 'next', string.format('%.6f', now + delay(count)))
 redis.call('PEXPIRE', KEYS[1], math.max(1, math.ceil(tonumber(ARGV[4]) * 1000)))
-return tostring(count)
+return '0'
 """
+
+FAILED = _NOW + _DELAY + _COUNT
+
+CHARGE = (
+    _NOW
+    + _DELAY
+    + """
+local wait = (tonumber(redis.call('HGET', KEYS[1], 'next')) or 0) - now
+if wait > 0 then return string.format('%.6f', wait) end
+"""
+    + _COUNT
 )
+
+REFUND = """
+local count = tonumber(redis.call('HGET', KEYS[1], 'count')) or 0
+if count > 0 then redis.call('HINCRBY', KEYS[1], 'count', -1) end
+return '0'
+"""
 
 FAILURES = "return redis.call('HGET', KEYS[1], 'count') or '0'"
 FORGET = "return tostring(redis.call('DEL', KEYS[1]))"
@@ -90,7 +104,7 @@ FORGET = "return tostring(redis.call('DEL', KEYS[1]))"
 # SHA-1 is how Redis names scripts.
 _DIGESTS = {
     script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-    for script in (TAKE, ATTEMPT, FAILED, FAILURES, FORGET)
+    for script in (TAKE, ATTEMPT, CHARGE, REFUND, FAILED, FAILURES, FORGET)
 }
 
 
@@ -116,6 +130,18 @@ class RedisLimiter:
     async def attempt(self, delays: Delays, subject: str) -> float:
         shared = await self._ask(ATTEMPT, delays.name, subject, *_numbers(delays))
         return await self._own.attempt(delays, subject) if shared is None else shared
+
+    async def charge(self, delays: Delays, subject: str) -> float:
+        shared = await self._ask(CHARGE, delays.name, subject, *_numbers(delays), delays.forget_seconds)
+        if shared is None:
+            return await self._own.charge(delays, subject)
+        if shared == 0:
+            await self._own.failed(delays, subject)
+        return shared
+
+    async def refund(self, delays: Delays, subject: str) -> None:
+        await self._own.refund(delays, subject)
+        await self._ask(REFUND, delays.name, subject)
 
     async def failed(self, delays: Delays, subject: str) -> None:
         await self._own.failed(delays, subject)

@@ -175,20 +175,22 @@ class Accounts:
         # The device of an unknown user is looked for as well: as much work for everybody.
         user, known = await self._transactions.read(lambda uow: _who(uow, email, key))
         account = account_key(email, key if known is not None and device.get("id") else None)
-        await self._gate.attempt(account)
-        right = await self._passwords.verify(user.own_password_hash if user else None, params.password)
+        own_hash = user.own_password_hash if user else None
+        right = await self._gate.attempt(account, lambda: self._passwords.verify(own_hash, params.password))
         if user is None or not right or user.disabled_at is not None:
-            await self._gate.failed(origin.address, account)
+            await self._gate.failed(origin.address)
             await self._ports.security.record(SecurityKind.LOGIN_FAILED, user.id if user else None, whence(origin))
             raise InvalidCredentials
-        failures = await self._gate.failures(account_key(email))
+        anywhere = account_key(email)
+        # This attempt is counted as well, unless the device has a count of its own.
+        failures = max(0, await self._gate.failures(anywhere) - (account == anywhere))
         await self._gate.succeeded(account)
         assessed = await self._assess(user, device, known, failures, origin)
         challenge = await self._second_factor.ask(user, device, assessed, origin)
         if challenge is not None:
             return challenge
         # Whoever may come in without more has proven to be the owner: strangers' failures count no longer.
-        await self._gate.succeeded(account_key(email))
+        await self._gate.succeeded(anywhere)
         rehashed = (
             await self._passwords.hash(params.password) if self._passwords.needs_rehash(user.password_hash) else None
         )

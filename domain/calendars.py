@@ -11,9 +11,10 @@ has not closed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 
 from domain.bookings import OCCUPYING, Booking
@@ -81,12 +82,14 @@ class Plan:
     """What is in a provider's calendar around some time.
 
     Attributes:
+        max_daily_jobs: more than so many the provider does not do on one day.
         holds: those that have not expired.
         jobs: with an agreed time, whatever became of them but cancelled.
         busy: brought along from the provider's other calendars.
     """
 
     calendar: Calendar
+    max_daily_jobs: int
     exceptions: Sequence[CalendarException] = ()
     holds: Sequence[Hold] = ()
     jobs: Sequence[Booking] = ()
@@ -167,19 +170,23 @@ def is_open(plan: Plan, during: Interval, recurrences: Recurrences) -> bool:
     return any(each.start <= during.start and during.end <= each.end for each in openings(plan, during, recurrences))
 
 
+def is_full(plan: Plan, start: datetime, *, except_id: str = "") -> bool:
+    """Whether the provider has all the jobs that it may have on the day (UTC, as everywhere) of this start."""
+    return _jobs_per_day(plan, except_id)[start.astimezone(UTC).date()] >= plan.max_daily_jobs
+
+
+def _jobs_per_day(plan: Plan, except_id: str = "") -> Counter[date]:
+    return Counter(job.slot.start.date() for job in plan.jobs if job.slot and job.id != except_id)
+
+
 def free_starts(
-    plan: Plan, within: Interval, length: timedelta, step: timedelta, recurrences: Recurrences, max_daily_jobs: int
+    plan: Plan, within: Interval, length: timedelta, step: timedelta, recurrences: Recurrences
 ) -> list[datetime]:
     """When work of this length may start, every ``step`` from the beginning of each opening.
 
-    Days on which the provider has all the jobs it may have (UTC, as everywhere) have none.
+    Days that are full have none, see :func:`is_full`.
     """
-    per_day: dict[object, int] = {}
-    for job in plan.jobs:
-        if job.slot:
-            day = job.slot.start.date()
-            per_day[day] = per_day.get(day, 0) + 1
-    full = {day for day, jobs in per_day.items() if jobs >= max_daily_jobs}
+    per_day = _jobs_per_day(plan)
     # Openings begin where the rules say, not where the question does: the same start is found by whoever asks.
     midnight = within.start.replace(hour=0, minute=0, second=0, microsecond=0)
     around = Interval(midnight - timedelta(days=1), within.end + timedelta(days=1))
@@ -190,7 +197,7 @@ def free_starts(
             late = max(free.start, within.start) - opening.start
             start = opening.start - (-late // step) * step
             while start < within.end and start + length <= free.end:
-                if start.date() not in full:
+                if per_day[start.date()] < plan.max_daily_jobs:
                     starts.append(start)
                 start += step
     return starts

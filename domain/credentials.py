@@ -70,9 +70,9 @@ class Credentials:
         if user is None:
             raise InvalidToken
         account = account_key(user.email, actor.session_id)
-        await self._gate.attempt(account)
-        if not await self._ports.passwords.verify(user.password_hash, params.password):
-            await self._gate.failed(origin.address, account)
+        verify = self._ports.passwords.verify
+        if not await self._gate.attempt(account, lambda: verify(user.password_hash, params.password)):
+            await self._gate.failed(origin.address)
             raise InvalidCredentials
         await self._gate.succeeded(account)
         await self._transactions.read(lambda uow: self._may_change(uow, actor))

@@ -244,6 +244,10 @@ class SlotTaken(Refused):
     default_message = "The provider already has a job at that time."
 
 
+class SlotHeld(SlotTaken):
+    """Somebody holds that time: within minutes it is free again, or taken for good. To clients it is taken."""
+
+
 class SlotClosed(Refused):
     """The provider does not work at that time by its calendar."""
 

@@ -7,16 +7,18 @@ Rules:
 * A device that the person has used before has a count of its own, so that strangers who keep failing do not delay its
   owner there.
 * Everything is asked before a password is hashed: who is refused costs no Argon2.
+* What is bounded per account is counted as it is asked, not once it is done: coming all at once helps nobody.
 * Keys are hashes: a limiter's memory, here or in Redis, holds no e-mail address.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from domain.errors import TooManyRequests
+from domain.errors import TooManyRequests, Unavailable
 from domain.networks import line_of
 
 if TYPE_CHECKING:
@@ -100,16 +102,27 @@ class Gate:
         _refuse(await self._limiter.take(self._policy.requests, line))
         _refuse(await self._limiter.attempt(self._policy.address, line))
 
-    async def attempt(self, account: str) -> None:
-        """One attempt at a password of this account."""
-        _refuse(await self._limiter.attempt(self._policy.account, account))
+    async def attempt(self, account: str, check: Callable[[], Awaitable[bool]]) -> bool:
+        """One attempt at a password of this account; returns whether ``check`` found it right.
 
-    async def failed(self, address: str, account: str | None = None) -> None:
-        """The attempt failed."""
+        It counts as wrong before it is checked, or of many at the same moment each would be let in before the first
+        has failed. :meth:`succeeded` takes that back.
+
+        Raises:
+            TooManyRequests: nothing was checked.
+            Unavailable: nothing was checked, and nothing counts.
+        """
+        _refuse(await self._limiter.charge(self._policy.account, account))
+        try:
+            return await check()
+        except Unavailable:
+            await self._limiter.refund(self._policy.account, account)
+            raise
+
+    async def failed(self, address: str) -> None:
+        """The attempt failed; what it was about, if anything, was charged beforehand."""
         if address:
             await self._limiter.failed(self._policy.address, line_of(address))
-        if account is not None:
-            await self._limiter.failed(self._policy.account, account)
 
     async def succeeded(self, account: str) -> None:
         """The person behind the account is here: their failures are forgotten. The address's are not, or an attacker
@@ -127,14 +140,11 @@ class Gate:
 
     async def _send(self, delays: Delays, account: str, address: str) -> None:
         if address:
-            _refuse(await self._limiter.attempt(self._policy.letters_from, line_of(address)))
-        _refuse(await self._limiter.attempt(delays, account))
-        await self._limiter.failed(delays, account)
-        if address:
-            await self._limiter.failed(self._policy.letters_from, line_of(address))
+            _refuse(await self._limiter.charge(self._policy.letters_from, line_of(address)))
+        _refuse(await self._limiter.charge(delays, account))
 
     async def failures(self, account: str) -> int:
-        """Recent wrong passwords of this account."""
+        """Recent wrong passwords of this account, those that are being checked among them."""
         return await self._limiter.failures(self._policy.account, account)
 
 

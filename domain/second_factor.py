@@ -457,9 +457,9 @@ class SecondFactor:
         user = await self._user(actor)
         # A count of its own: strangers at the front door do not delay somebody who is in.
         account = account_key(user.email, actor.session_id)
-        await self._gate.attempt(account)
-        if not await self._ports.passwords.verify(user.password_hash, password):
-            await self._gate.failed(origin.address, account)
+        verify = self._ports.passwords.verify
+        if not await self._gate.attempt(account, lambda: verify(user.password_hash, password)):
+            await self._gate.failed(origin.address)
             await self._ports.security.record(SecurityKind.STEP_UP_FAILED, user.id, whence(origin))
             raise InvalidCredentials
         await self._gate.succeeded(account)

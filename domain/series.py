@@ -4,8 +4,9 @@ An instance is known by its recurrence id: the instant at which the rule puts it
 
 Invariants: everything about a series happens under the lock of its row, and an instance is noted under its recurrence
     id in the transaction that makes its booking, so each is made once, whichever node's worker does it; a durable timer
-    named after the series drives the making, so a restart delays it and loses nothing. What was called off alone stays
-    called off, whatever becomes of the series. What has begun is not touched by any change.
+    named after the series drives the making, so a restart delays it and loses nothing. A time that somebody holds is
+    asked for again once the hold is over, booked or not. What was called off alone stays called off, whatever becomes
+    of the series. What has begun is not touched by any change.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pydantic import Field
 from domain import availability, bookings, dispatch, lifecycle, moves, slots
 from domain.bookings import Booking, Kind, Party, PlaceParams, PlaceView, Status
 from domain.context import Context
-from domain.errors import Conflict, Forbidden, InvalidParams, OutsideZones, Refused, SlotClosed, SlotTaken
+from domain.errors import Conflict, Forbidden, InvalidParams, OutsideZones, Refused, SlotClosed, SlotHeld, SlotTaken
 from domain.events import Audience, Event
 from domain.providers import Service, Zone
 from domain.recurrence import Recurrence, RecurrenceParams, RecurrenceView, recurrence_view
@@ -378,12 +379,19 @@ async def make_instances(ctx: Context, data: JSON) -> None:
     horizon = ctx.now + timedelta(days=ctx.policy.series_days)
     due = await _to_make(ctx, series, Interval(ctx.now, horizon))
     service, zone = await ctx.uow.market.service(series.service_id), await ctx.uow.market.zone(series.zone_id)
+    settled, held = 0, False
     if service is not None and zone is not None:
-        for time in due[:BATCH]:
-            await _make(ctx, series, service, zone, time)
-    if len(due) > BATCH:
-        # A moment later, or the timer would be taken for the one that is being done.
-        await _wake(ctx, series, ctx.now + timedelta(milliseconds=10))
+        for time in due:
+            if settled == BATCH:
+                # A moment later, or the timer would be taken for the one that is being done.
+                await _wake(ctx, series, ctx.now + timedelta(milliseconds=10))
+                return
+            if await _make(ctx, series, service, zone, time):
+                settled += 1
+            else:
+                held = True
+    if held:
+        await _wake(ctx, series, _holds_are_over(ctx))
         return
     following = ctx.uow.recurrences.following(series.recurrence, horizon)
     if following is None or (series.ends_before is not None and following.start >= series.ends_before):
@@ -405,7 +413,13 @@ async def _to_make(ctx: Context, series: Series, within: Interval) -> list[Inter
     ]
 
 
-async def _make(ctx: Context, series: Series, service: Service, zone: Zone, time: Interval) -> None:
+def _holds_are_over(ctx: Context) -> datetime:
+    """When whatever is held now has become a booking or is free again."""
+    return ctx.now + timedelta(seconds=ctx.policy.hold_seconds)
+
+
+async def _make(ctx: Context, series: Series, service: Service, zone: Zone, time: Interval) -> bool:
+    """Books an occurrence, or notes why not; returns whether that is settled, for somebody may just hold the time."""
     provider = None
     if series.provider_id is not None:
         try:
@@ -415,11 +429,13 @@ async def _make(ctx: Context, series: Series, service: Service, zone: Zone, time
             soon = availability.is_soon(ctx, time)
             await slots.require_free(ctx, provider.id, time, soon=soon, by_plan=True)
         except (SlotTaken, SlotClosed) as error:
+            if isinstance(error, SlotHeld) and time.start > _holds_are_over(ctx):
+                return False
             await ctx.uow.series.put_instance(
                 Instance(series.id, time.start, InstanceStatus.SKIPPED, reason=error.type)
             )
             _tell_of_instance(ctx, series, time.start, "series.instance_skipped", reason=error.type)
-            return
+            return True
     wish = lifecycle.Wish(
         Kind.SCHEDULED, series.customer_id, service, zone, series.location, series.address, time, series.notes
     )
@@ -430,6 +446,7 @@ async def _make(ctx: Context, series: Series, service: Service, zone: Zone, time
         await moves.assign(ctx, booking, provider, frozenset({Party.PROVIDER}))
     else:
         await dispatch.send_wave(ctx, booking, zone, service)
+    return True
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

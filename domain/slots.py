@@ -10,15 +10,16 @@ A hold ends by a durable timer, and counts for nothing from its last instant on,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated
 
 from pydantic import Field
 
 from domain.availability import is_soon
-from domain.calendars import Hold, Plan, free_starts, is_open, is_taken
+from domain.calendars import Hold, Plan, free_starts, is_full, is_open, is_taken
 from domain.context import Context
-from domain.errors import Forbidden, HoldExpired, InvalidParams, SlotClosed, SlotTaken, TooManyHolds
+from domain.errors import Forbidden, HoldExpired, InvalidParams, SlotClosed, SlotHeld, SlotTaken, TooManyHolds
 from domain.events import Audience, Event, EventClass
 from domain.ports import Candidate
 from domain.providers import Provider, Service
@@ -157,7 +158,7 @@ async def find(ctx: Context, params: FindSlots) -> JSON:
     for provider in providers:
         plan = plans.get(provider.id)
         if plan is not None:
-            for each in free_starts(plan, within, length, step, ctx.uow.recurrences, provider.max_daily_jobs):
+            for each in free_starts(plan, within, length, step, ctx.uow.recurrences):
                 if provider.id not in busy or not is_soon(ctx, Interval(each, each + length)):
                     free.setdefault(each, []).append(provider.id)
     starts = sorted(free)
@@ -191,7 +192,8 @@ async def free_in_slot(
     """Those of the candidates whose calendars leave this time free.
 
     Args:
-        by_plan: whether rules and exceptions count. For work on demand they do not: whoever is online is at work.
+        by_plan: whether rules, exceptions and the most jobs of a day count. For work on demand they do not: whoever is
+            online is at work.
     """
     with_calendar = [each.provider.id for each in candidates if each.has_calendar]
     if not with_calendar:
@@ -201,7 +203,7 @@ async def free_in_slot(
     def free(plan: Plan | None) -> bool:
         if plan is None:
             return True
-        return not is_taken(plan, during) and (not by_plan or is_open(plan, during, ctx.uow.recurrences))
+        return not is_taken(plan, during) and (not by_plan or _is_open(ctx, plan, during))
 
     return [each for each in candidates if free(plans.get(each.provider.id))]
 
@@ -222,22 +224,31 @@ async def require_free(
 
     Args:
         soon: whether any job under way is in the way as well, see :func:`domain.availability.is_soon`.
-        by_plan: whether it must be a time at which the provider works by its calendar, if it has rules.
+        by_plan: whether it must be a time at which the provider works by its calendar, if it has rules, on a day on
+            which it has not all the jobs that it does in one. For whoever asks nobody of the provider.
         except_id: the booking or the hold that is to have the time.
 
     Raises:
-        SlotTaken: a job or a hold is in the way.
+        SlotTaken: a job is in the way.
+        SlotHeld: a hold is in the way, and no job.
         SlotClosed: it is not such a time.
     """
     if await ctx.uow.bookings.clashes(provider_id, during, soon=soon, except_id=except_id):
         raise SlotTaken
-    plan = (await ctx.uow.calendars.plans([provider_id], during, ctx.now)).get(provider_id)
+    # Without a calendar there is nothing to find but how many jobs there are.
+    plan = (await ctx.uow.calendars.plans([provider_id], during, ctx.now, everybody=by_plan)).get(provider_id)
     if plan is None:
         return
-    if is_taken(plan, during, except_id=except_id):
+    if is_taken(replace(plan, holds=()), during, except_id=except_id):
         raise SlotTaken
-    if by_plan and not is_open(plan, during, ctx.uow.recurrences):
+    if is_taken(plan, during, except_id=except_id):
+        raise SlotHeld
+    if by_plan and not _is_open(ctx, plan, during, except_id):
         raise SlotClosed
+
+
+def _is_open(ctx: Context, plan: Plan, during: Interval, except_id: str = "") -> bool:
+    return is_open(plan, during, ctx.uow.recurrences) and not is_full(plan, during.start, except_id=except_id)
 
 
 async def hold(ctx: Context, params: HoldSlot) -> JSON:

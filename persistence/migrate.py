@@ -4,7 +4,7 @@ Several nodes may start at once: one migrates, the others wait for it and find n
 migrations are one transaction, begun with BEGIN IMMEDIATE; on MySQL, which commits at every DDL statement, a named
 lock of the session (GET_LOCK) keeps the others out, and it is gone when its holder dies.
 
-Until the first release the schema is one migration, made from ``tables.py``::
+Until the first release the schema is one migration, made from the tables::
 
     python -m persistence.migrations.regenerate && ruff format persistence/migrations
 """

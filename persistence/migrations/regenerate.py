@@ -1,4 +1,4 @@
-"""Writes migration 0001 from ``tables.py``. For use until the first release; afterwards migrations are only added."""
+"""Writes migration 0001 from the tables. For use until the first release; afterwards migrations are only added."""
 
 from pathlib import Path
 from typing import Any, Literal

@@ -53,6 +53,7 @@ _CALENDARS = (
     select(
         providers.c.id,
         providers.c.organisation_id,
+        providers.c.max_daily_jobs,
         calendars.c.rules,
         calendars.c.travel_buffer_minutes,
         calendars.c.version,
@@ -175,7 +176,7 @@ class SqlCalendars:
         if not provider_ids:
             return {}
         rows = await self._connection.execute(_CALENDARS, {"providers": list(provider_ids)})
-        found = {row.id: _calendar(row.id, row) for row in rows if everybody or row.version is not None}
+        found = {row.id: row for row in rows if everybody or row.version is not None}
         if not found:
             return {}
         bound = {
@@ -189,13 +190,14 @@ class SqlCalendars:
         busy = await self._by_provider(_BUSY, bound)
         return {
             provider_id: Plan(
-                calendar,
+                _calendar(provider_id, row),
+                row.max_daily_jobs,
                 tuple(map(_exception, exceptions[provider_id])),
                 tuple(map(_hold, holds[provider_id])),
                 tuple(map(booking_of, jobs[provider_id])),
                 tuple(Interval(row.start, row.end) for row in busy[provider_id]),
             )
-            for provider_id, calendar in found.items()
+            for provider_id, row in found.items()
         }
 
     async def planned(self, service_id: str, zone_id: str, limit: int) -> Sequence[Provider]:

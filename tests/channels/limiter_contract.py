@@ -50,6 +50,26 @@ class LimiterContract:
         assert sorted(waits)[0] == 0
         assert sorted(waits)[1:] == pytest.approx([32] * 9, abs=SLACK)
 
+    async def test_of_many_charges_at_once_as_many_pass_as_one_after_the_other(self, doors: Doors) -> None:
+        nodes = [doors.here, doors.there] * 20
+        waits = await asyncio.gather(*(node.charge(DELAYS, "ann") for node in nodes))
+        assert sorted(waits)[: DELAYS.free + 1] == [0] * (DELAYS.free + 1)
+        assert sorted(waits)[DELAYS.free + 1 :] == pytest.approx([1] * 36, abs=SLACK)
+        assert await doors.there.failures(DELAYS, "ann") == DELAYS.free + 1, "who is refused is not counted"
+        await doors.advance(1.001)
+        assert sorted(await asyncio.gather(*(node.charge(DELAYS, "ann") for node in nodes)))[:2] == [
+            0,
+            pytest.approx(2, abs=SLACK),
+        ]
+
+    async def test_charge_that_is_given_back_counts_for_nothing(self, doors: Doors) -> None:
+        for _ in range(9):
+            assert await doors.here.charge(DELAYS, "ann") == 0
+            await doors.there.refund(DELAYS, "ann")
+        assert await doors.here.failures(DELAYS, "ann") == 0
+        await doors.here.refund(DELAYS, "ann")
+        assert await doors.there.failures(DELAYS, "ann") == 0
+
     async def test_success_makes_it_forget(self, doors: Doors) -> None:
         for _ in range(9):
             await doors.here.failed(DELAYS, "ann")

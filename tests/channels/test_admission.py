@@ -8,22 +8,26 @@ import pytest
 from channels.limits import Limits
 from channels.ports import SignedIn
 from channels.protocol import CloseCode
-from tests.channels.fakes import House, until
+from domain.errors import Unavailable
+from tests.channels.fakes import House, Seconds, until
 from tests.channels.test_session import Client
 
 
 class Door:
-    """Holds up everybody who is being let in."""
+    """Holds up everybody who is being let in, and may send them away for now."""
 
     def __init__(self, house: House) -> None:
         self.asked: list[str] = []
         self.open = asyncio.Event()
+        self.refuses = False
         self._authenticate = house.doorman.authenticate
         house.doorman.authenticate = self.authenticate  # type: ignore[method-assign]
 
     async def authenticate(self, token: str) -> SignedIn:
         self.asked.append(token)
         await self.open.wait()
+        if self.refuses:
+            raise Unavailable
         return await self._authenticate(token)
 
 
@@ -86,3 +90,24 @@ async def test_one_who_is_refused_gives_the_place_back(house: House) -> None:
         await until(lambda stranger=stranger: stranger.closed_with is not None)  # type: ignore[misc]
     client = arrive(house, "ada")
     await until(lambda: is_in(client))
+
+
+async def test_time_in_line_is_not_held_against_one_who_has_to_try_again() -> None:
+    seconds = Seconds()
+    house = House(Limits(connects_at_once=1), monotonic=seconds)
+    await house.realtime.hub.start()
+    door = Door(house)
+    first, second = (arrive(house, name) for name in ("ada", "ben"))
+    await until(lambda: len(door.asked) == 1)
+    seconds.now += 12
+    door.refuses = True
+    door.open.set()
+    await until(lambda: not second.session.busy)
+    assert second.transport.reply(1)["error"]["data"]["type"] == "unavailable"
+    assert second.session.due(seconds.now) == pytest.approx(seconds.now + 10)
+    assert first.session.due(seconds.now) is None, "who stood in no line was that slow itself"
+    assert (first.closed_with, second.closed_with) == (CloseCode.NO_CONNECT, None)
+    door.refuses = False
+    second.send("session.connect", {"token": "customer:ben"}, 2)
+    await until(lambda: is_in(second))
+    await house.realtime.stop(timeout_seconds=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from redis.crc import key_slot
@@ -205,6 +206,17 @@ async def test_what_is_wrong_is_said_in_one_line(watched: Watched, url: str, lin
     problem = await problem_of(url.format(**ports, primary=watched.primary.port))
     assert line in problem
     assert "\n" not in problem
+
+
+async def test_a_command_that_cannot_be_written_fails_alone(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with connected(redis_url) as client:
+        before = client.counts.failed
+        wrong: Any = None
+        told = await client.run([(b"k", ("ECHO", word)) for word in ("one", wrong, "\ud800", "two")], 5)
+        assert [told[0], told[3]] == [b"one", b"two"]
+        assert [type(told[1]), type(told[2])] == [TypeError, UnicodeEncodeError]
+        assert (client.counts.failed - before, client.counts.reconnects, client.connected) == (2, 0, True)
+        assert caplog.text.count("a command for Redis cannot be written: ('ECHO',)") == 2
 
 
 async def test_a_primary_that_becomes_a_replica_is_noticed_although_it_takes_what_is_published() -> None:

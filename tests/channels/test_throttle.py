@@ -96,6 +96,8 @@ async def test_with_redis_away_or_hanging_a_node_goes_on_with_its_own_counts_at_
             limiter, elsewhere = RedisLimiter(client), RedisLimiter(other)
             for _ in range(9):
                 await limiter.failed(DELAYS, "ann")
+            for _ in range(2):
+                assert await limiter.charge(DELAYS, "bob") == 0
             loop = asyncio.get_running_loop()
             server.pause()
             began = loop.time()
@@ -111,6 +113,9 @@ async def test_with_redis_away_or_hanging_a_node_goes_on_with_its_own_counts_at_
             for _ in range(9):
                 await elsewhere.failed(DELAYS, "ann")
             assert await elsewhere.attempt(DELAYS, "ann") > 0
+            assert [await limiter.charge(DELAYS, "bob") > 0 for _ in range(3)] == [False, False, True], (
+                "two went before"
+            )
             assert [await elsewhere.take(RATE, "ann") > 0 for _ in range(6)] == [False] * 4 + [True] * 2
             server.start()
             await until(lambda: client.connected)

@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from channels.throttle import InProcessLimiter
 from domain.accounts import Register
 from domain.credentials import ConfirmResetParams, ResetParams
-from domain.errors import FixnadoError, TooManyRequests
+from domain.errors import FixnadoError, TooManyRequests, Unavailable
 from domain.letters import Medium
-from domain.limits import LimitPolicy, Rate, account_key
+from domain.limits import Delays, Gate, LimitPolicy, Rate, account_key
 from domain.networks import line_of, network_of
 from domain.second_factor import EnrolParams, SendParams, VerifyParams
 from domain.types import Origin
@@ -82,6 +83,26 @@ async def test_many_attempts_at_once_pass_the_free_ones_and_no_more_for_long(off
     checked = len(office.passwords.verified)
     await asyncio.gather(*(refused(office.login(password="wrong", origin=STRANGER)) for _ in range(20)))
     assert len(office.passwords.verified) == checked + 1, "one attempt per delay"
+
+
+async def test_of_many_first_attempts_at_once_only_the_free_ones_are_checked(office: Office) -> None:
+    await office.register()
+    checked = len(office.passwords.verified)
+    await asyncio.gather(*(refused(office.login(password="wrong", origin=STRANGER)) for _ in range(30)))
+    assert len(office.passwords.verified) == checked + LimitPolicy().account.free + 1
+
+
+async def test_attempts_that_nobody_has_time_to_check_do_not_count(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def busy(*_: object) -> bool:
+        raise Unavailable
+
+    await office.register()
+    with monkeypatch.context() as patched:
+        patched.setattr(office.passwords, "verify", busy)
+        assert {await refused(office.login()) for _ in range(30)} == {"unavailable"}
+    assert "access_token" in await office.login()
 
 
 async def test_failures_at_many_accounts_delay_the_address_and_its_neighbours_in_one_line(office: Office) -> None:
@@ -159,6 +180,28 @@ async def test_resets_of_one_account_are_bounded_from_wherever_they_are_asked(of
     assert len(office.letters.letters) == 6
     office.clock.advance(900)
     await office.reset_token()
+
+
+class Distant(InProcessLimiter):
+    """A limiter that is asked over a network, so that many questions are under way at once."""
+
+    async def attempt(self, delays: Delays, subject: str) -> float:
+        await asyncio.sleep(0)
+        return await super().attempt(delays, subject)
+
+    async def charge(self, delays: Delays, subject: str) -> float:
+        await asyncio.sleep(0)
+        return await super().charge(delays, subject)
+
+
+async def test_resets_asked_for_at_once_are_bounded_as_they_are_one_by_one() -> None:
+    policy = LimitPolicy()
+    gate = Gate(Distant(), policy)
+    one_account = [gate.reset("ann", f"192.0.2.{number}") for number in range(100)]
+    one_address = [gate.letter(f"account {number}", "203.0.113.9") for number in range(100)]
+    for asked, free in ((one_account, policy.resets.free), (one_address, policy.letters_from.free)):
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [answer for answer in answers if not isinstance(answer, TooManyRequests)] == [None] * (free + 1)
 
 
 async def test_strangers_who_ask_for_resets_do_not_keep_the_owner_from_codes(office: Office) -> None:

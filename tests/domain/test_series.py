@@ -16,7 +16,7 @@ from domain.series import make_instances
 from domain.types import JSON, wire_time
 from persistence import tables
 from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, refusal, refused
-from tests.domain.test_slots import plan
+from tests.domain.test_slots import book_hold, plan
 
 TUESDAYS: JSON = {
     "rrule": "FREQ=WEEKLY;BYDAY=TU",
@@ -137,6 +137,54 @@ async def test_instance_whose_provider_is_not_free_is_skipped_and_said(market: M
     assert skipped == {wire_time(tuesday(1)): "slot_closed", wire_time(tuesday(2)): "slot_taken"}
     statuses = Counter(each["status"] for each in (await shown(market, customer, series["id"]))["instances"])
     assert statuses == {"booked": 6, "skipped": 2}
+
+
+async def hold(market: Marketplace, customer: Actor, start: datetime) -> JSON:
+    wanted = {"service_id": "plumbing", "zone_id": "camden", "start": start.isoformat()}
+    held: JSON = (await market.call(customer, "slot.hold", **wanted))["hold"]
+    return held
+
+
+async def test_instance_whose_time_is_held_waits_for_what_becomes_of_the_hold(market: Marketplace) -> None:
+    firm, customer, other = await planned_firm(market), await market.customer(), await market.customer()
+    given_up, kept = await hold(market, other, tuesday(1)), await hold(market, other, tuesday(2))
+    series = await begin(market, customer, TUESDAYS | {"rrule": "FREQ=WEEKLY;COUNT=8"}, provider_id=firm.provider_id)
+    assert times(await booked(market)) == [tuesday(week) for week in (0, 3, 4, 5, 6, 7)], "more than a batch"
+    assert await market.events("series.instance_skipped") == []
+    assert await market.events("series.ended") == []
+    await book_hold(market, other, kept)
+    await market.advance(300)
+    assert (await refused(book_hold(market, other, given_up))) == "hold_expired"
+    answer = await shown(market, customer, series["id"])
+    assert [each["status"] for each in answer["instances"]] == ["booked", "booked", "skipped"] + ["booked"] * 5
+    told = await market.events("series.instance_skipped")
+    assert [(event.data["recurrence_id"], event.data["reason"]) for event in told] == [
+        (wire_time(tuesday(2)), "slot_taken")
+    ]
+    assert len(await market.events("series.ended")) == 1
+
+
+async def test_instance_too_soon_to_wait_for_a_hold_is_skipped_and_said(market: Marketplace) -> None:
+    firm, customer, other = await planned_firm(market), await market.customer(), await market.customer()
+    await market.advance((tuesday(0) - START).total_seconds() - 120)
+    await hold(market, other, tuesday(0))
+    await begin(market, customer, TUESDAYS | {"rrule": "FREQ=WEEKLY;COUNT=1"}, provider_id=firm.provider_id)
+    assert [event.data["reason"] for event in await market.events("series.instance_skipped")] == ["slot_taken"]
+
+
+@pytest.mark.parametrize("has_calendar", [True, False])
+async def test_instance_on_a_day_that_is_full_is_skipped_and_said(market: Marketplace, has_calendar: bool) -> None:
+    firm, customer = await market.firm(max_daily_jobs=1), await market.customer()
+    if has_calendar:
+        await plan(market, firm, ALL_DAY)
+    job = await market.book_slot(customer, (tuesday(1, 20) - START) / timedelta(hours=1))
+    await market.accept(firm, job)
+    await begin(market, customer, provider_id=firm.provider_id)
+    told = await market.events("series.instance_skipped")
+    assert {event.data["recurrence_id"]: event.data["reason"] for event in told} == {
+        wire_time(tuesday(1)): "slot_closed"
+    }
+    assert len(await booked(market)) == 8
 
 
 async def test_one_instance_moves_and_the_others_stay(market: Marketplace) -> None:

@@ -133,6 +133,8 @@ async def test_provider_with_all_the_jobs_it_may_have_has_no_slots_that_day(mark
     await book_hold(market, customer, await hold(market, customer, 9))
     assert await starts(market, customer) == []
     assert await starts(market, customer, 24, 48) == [33, 33.5, 34, 34.5, 35]
+    assert await refused(hold(market, customer, 11)) == "slot_closed"
+    await hold(market, customer, 33)
 
 
 async def test_held_time_is_booked_with_its_provider_at_once(market: Marketplace) -> None:

@@ -15,6 +15,9 @@ Report = Callable[..., None]
 LATE_SECONDS = 3.0
 """So late may an event be while a node notices that Redis fails it: a heartbeat, the time to tail, a busy machine."""
 
+NOTICED_SECONDS = 3.0
+"""As docs/operations.md has it: ``ping_seconds`` and ``reply_seconds`` of ``RedisTimes``, and some time to look."""
+
 
 async def test_experiment_03_redis_is_killed_and_comes_back_empty(town: Cluster, play: Play, report: Report) -> None:
     async def trouble(play: Play) -> None:
@@ -67,7 +70,7 @@ async def test_experiment_05_one_node_hears_nothing_more_from_redis(town: Cluste
     verdict = await play.run(trouble)
     report(verdict, f"noticed after {noticed:.2f} s")
     verdict.hold()
-    assert noticed < 5.0
+    assert noticed < NOTICED_SECONDS
     assert verdict.longest_gap_seconds < LATE_SECONDS
 
 

@@ -181,7 +181,7 @@ class DatabaseVault:
             return self._newest[0]
         version = await self._database.read(_newest)
         if version == 0:
-            version = await self.add_version()
+            version = await self._add_after(0)
         self._newest = (version, self._clock() + self._keep_seconds)
         return version
 
@@ -189,7 +189,12 @@ class DatabaseVault:
         """Makes a new data key, which seals from now on; returns its version. Other nodes notice within
         ``keep_seconds``; until then they seal with the one before, which stays good.
         """
-        before = await self._database.read(_newest)
+        version = await self._add_after(await self._database.read(_newest))
+        self._newest = (version, self._clock() + self._keep_seconds)
+        return version
+
+    async def _add_after(self, before: int) -> int:
+        """Makes the version after that one, unless another node has; returns the newest."""
         key = secrets.token_bytes(KEY_BYTES)
         wrapped = await self._master.wrap(key, before + 1)
 
@@ -206,9 +211,7 @@ class DatabaseVault:
             # Else another node was quicker, and its key is as good.
             return max(newest, before + 1)
 
-        version = await self._database.write(work)
-        self._newest = (version, self._clock() + self._keep_seconds)
-        return version
+        return await self._database.write(work)
 
     async def check(self) -> None:
         """Whether the master key at hand is the right one, by opening the newest data key.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from http import HTTPStatus
 from math import ceil
 from pathlib import Path
@@ -100,7 +101,7 @@ class Surface:
 
     Attributes:
         checks: per dependency by name, for readiness.
-        documents: generated specifications by path.
+        documents: what makes a specification, by path; called when it is first asked for.
         streams: finds the sessions of event streams, for the methods that they answer.
         events: serves those streams.
         callbacks: what carriers report to.
@@ -116,7 +117,7 @@ class Surface:
     tokens: Tokens
     metrics: Metrics
     checks: Mapping[str, Check]
-    documents: Mapping[str, JSON]
+    documents: Mapping[str, Callable[[], JSON]]
     streams: Streams = field(default_factory=Streams)
     events: ASGIApp | None = None
     callbacks: Sequence[BaseRoute] = ()
@@ -143,7 +144,7 @@ class Surface:
         if self.events is not None:
             routes.append(Route(EVENTS_PATH, self.events))
         routes += self.callbacks
-        routes += [Route(path, self._document(document)) for path, document in self.documents.items()]
+        routes += [Route(path, _document(make)) for path, make in self.documents.items()]
         return routes
 
     def _endpoint(self, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
@@ -237,11 +238,15 @@ class Surface:
     async def _page(self, _: Request) -> Response:
         return FileResponse(CONSOLE / "index.html", headers={"cache-control": "no-cache"})
 
-    def _document(self, document: JSON) -> Callable[[Request], Awaitable[Response]]:
-        async def endpoint(_: Request) -> Response:
-            return json_response(document)
 
-        return endpoint
+def _document(make: Callable[[], JSON]) -> Callable[[Request], Response]:
+    made = cache(make)
+
+    # Not a coroutine function, so it runs in a thread: the event loop does not wait while the document is made.
+    def endpoint(_: Request) -> Response:
+        return json_response(made())
+
+    return endpoint
 
 
 def json_response(shape: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -7,7 +7,7 @@ are checked in, so that a change of the contract shows in review, and CI fails w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -65,10 +65,10 @@ class StreamParams(Params):
     resume: dict[str, Position | None] | None = None
 
 
-def documents() -> dict[str, JSON]:
-    """Both specifications by the path under which they are served."""
+def documents() -> dict[str, Callable[[], JSON]]:
+    """What makes each specification, by the path under which it is served. Making one takes a fifth of a second."""
     makers = {"openapi": openapi, "asyncapi": asyncapi}
-    return {path: makers[name]() for path, name in PATHS.items()}
+    return {path: makers[name] for path, name in PATHS.items()}
 
 
 def write() -> list[Path]:
@@ -82,8 +82,8 @@ def stale() -> list[Path]:
 
 
 def _files() -> Iterable[tuple[Path, bytes]]:
-    for path, document in documents().items():
-        yield ROOT / path.lstrip("/"), orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    for path, make in documents().items():
+        yield ROOT / path.lstrip("/"), orjson.dumps(make(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     yield ROOT / "docs" / "booking-lifecycle.md", lifecycle_page.page().encode()
 
 

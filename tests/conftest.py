@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.kept_databases import KeptDatabase, KeptMysql, KeptSqlite, kept_mysql
 from tests.services import MariaDB, RedisServer
 
 # No deadline per example: the machine is shared, and a slow example says nothing about the code.
@@ -64,6 +65,24 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of each kind that the product supports, one after the other."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture(scope="session")
+def kept_sqlite(tmp_path_factory: pytest.TempPathFactory) -> KeptSqlite:
+    return KeptSqlite(tmp_path_factory.mktemp("kept"))
+
+
+@pytest.fixture(scope="session", name="kept_mysql")
+def kept_mysql_fixture(mariadb: MariaDB) -> Iterator[KeptMysql]:
+    with kept_mysql(mariadb) as database:
+        yield database
+
+
+@pytest.fixture(params=["sqlite", "mysql"])
+def kept_database(request: pytest.FixtureRequest) -> KeptDatabase:
+    """A migrated database of each kind, which a test takes empty: ``async with kept_database.emptied(options)``."""
+    database: KeptDatabase = request.getfixturevalue(f"kept_{request.param}")
+    return database
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

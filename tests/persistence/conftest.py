@@ -5,26 +5,20 @@ from collections.abc import AsyncIterator
 import pytest
 
 from persistence.database import Database, DatabaseOptions
-from persistence.migrate import upgrade
+from tests.kept_databases import KeptDatabase, KeptMysql
 
 OPTIONS = DatabaseOptions(tls="off", lock_timeout_seconds=1)
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    """A migrated database of each kind."""
-    await upgrade(database_url, OPTIONS)
-    database = Database(database_url, OPTIONS)
-    yield database
-    assert database.in_use == 0, "a test leaked a connection"
-    await database.close()
+async def database(kept_database: KeptDatabase) -> AsyncIterator[Database]:
+    """A migrated, empty database of each kind."""
+    async with kept_database.emptied(OPTIONS) as database:
+        yield database
 
 
 @pytest.fixture
-async def mysql(mysql_url: str) -> AsyncIterator[Database]:
-    """A migrated MariaDB."""
-    await upgrade(mysql_url, OPTIONS)
-    database = Database(mysql_url, OPTIONS)
-    yield database
-    assert database.in_use == 0, "a test leaked a connection"
-    await database.close()
+async def mysql(kept_mysql: KeptMysql) -> AsyncIterator[Database]:
+    """A migrated, empty MariaDB."""
+    async with kept_mysql.emptied(OPTIONS) as database:
+        yield database

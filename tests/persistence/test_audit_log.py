@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,6 @@ from persistence import audit_log as under_test
 from persistence.audit_log import Verdict, verify_audit_log
 from persistence.database import Database, DatabaseOptions
 from persistence.geometry import ZoneIndex
-from persistence.migrate import upgrade
 from persistence.repositories import SqlUnitOfWork, Units
 from persistence.tables import audit_head, audit_log, outbox
 from persistence.unit_of_work import Transactions
@@ -62,11 +61,8 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(database_url: str) -> AsyncIterator[Bench]:
-    await upgrade(database_url, OPTIONS)
-    database = Database(database_url, OPTIONS)
-    yield Bench(database)
-    await database.close()
+def bench(database: Database) -> Bench:
+    return Bench(database)
 
 
 async def test_an_empty_log_is_whole(bench: Bench) -> None:

@@ -139,8 +139,8 @@ async def test_sessions_of_mysql_are_set_up_as_promised(mysql: Database) -> None
     assert (await mysql.read(work))[-1] == 1
 
 
-async def test_many_more_writers_than_connections_all_get_their_turn(database_url: str, database: Database) -> None:
-    small = Database(database_url, DatabaseOptions(tls="off", pool_size=2))
+async def test_many_more_writers_than_connections_all_get_their_turn(database: Database) -> None:
+    small = Database(database.url, DatabaseOptions(tls="off", pool_size=2))
     await asyncio.gather(*(small.write(_adding(f"u{number}")) for number in range(50)))
     assert await small.read(_count) == 50
     await small.close()
@@ -179,10 +179,10 @@ async def test_a_deadlock_is_broken_and_both_transactions_succeed(mysql: Databas
     assert first == second
 
 
-async def test_a_lock_timeout_starts_the_whole_transaction_over(mysql: Database, mysql_url: str) -> None:
+async def test_a_lock_timeout_starts_the_whole_transaction_over(mysql: Database) -> None:
     await _two_rows(mysql)
     locked, release = asyncio.Event(), asyncio.Event()
-    other = Database(mysql_url, OPTIONS)
+    other = Database(mysql.url, OPTIONS)
 
     async def hold(connection: AsyncConnection) -> None:
         await connection.execute(_MARK, {"who": "b", "mark": 1})
@@ -210,9 +210,9 @@ async def test_a_lock_timeout_starts_the_whole_transaction_over(mysql: Database,
     await other.close()
 
 
-async def test_a_lock_that_is_never_released_ends_in_unavailable(mysql_url: str, mysql: Database) -> None:
+async def test_a_lock_that_is_never_released_ends_in_unavailable(mysql: Database) -> None:
     await _two_rows(mysql)
-    impatient = Database(mysql_url, DatabaseOptions(tls="off", lock_timeout_seconds=1, transaction_timeout_seconds=1.5))
+    impatient = Database(mysql.url, DatabaseOptions(tls="off", lock_timeout_seconds=1, transaction_timeout_seconds=1.5))
 
     async def hold(connection: AsyncConnection) -> None:
         await connection.execute(_MARK, {"who": "b", "mark": 1})
@@ -262,8 +262,8 @@ async def test_retries_are_bounded(database: Database) -> None:
 # --- cancellation and timeouts ----------------------------------------------------------------------------------------
 
 
-async def test_cancellation_at_any_moment_leaks_no_connection(database_url: str, database: Database) -> None:
-    small = Database(database_url, DatabaseOptions(tls="off", pool_size=3))
+async def test_cancellation_at_any_moment_leaks_no_connection(database: Database) -> None:
+    small = Database(database.url, DatabaseOptions(tls="off", pool_size=3))
     random.seed(7)
     finished = 0
 
@@ -329,8 +329,8 @@ async def test_a_cancellation_that_somebody_below_swallows_is_heeded_all_the_sam
     assert await database.read(_count) == 0
 
 
-async def test_work_that_takes_too_long_is_rolled_back(database_url: str, database: Database) -> None:
-    impatient = Database(database_url, DatabaseOptions(tls="off", transaction_timeout_seconds=0.3))
+async def test_work_that_takes_too_long_is_rolled_back(database: Database) -> None:
+    impatient = Database(database.url, DatabaseOptions(tls="off", transaction_timeout_seconds=0.3))
 
     async def work(connection: AsyncConnection) -> None:
         await _add(connection, "a")

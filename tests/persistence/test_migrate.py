@@ -42,7 +42,9 @@ async def test_migrations_reproduce_the_tables(database: Database) -> None:
     assert await database.read(work) == []
 
 
-async def test_migrated_and_created_schemas_are_the_same_to_the_letter(database: Database) -> None:
+async def test_migrated_and_created_schemas_are_the_same_to_the_letter(database_url: str) -> None:
+    await upgrade(database_url, OPTIONS)
+    database = Database(database_url, OPTIONS)
     migrated = await schema(database)
 
     def recreate(connection: Connection) -> None:
@@ -53,6 +55,7 @@ async def test_migrated_and_created_schemas_are_the_same_to_the_letter(database:
         await connection.run_sync(recreate)
         await connection.commit()
     assert await schema(database) == migrated
+    await database.close()
 
 
 async def test_every_migration_can_be_undone_and_done_again(database_url: str) -> None:

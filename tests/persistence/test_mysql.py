@@ -189,11 +189,9 @@ async def running(watcher: Database, marker: str) -> int:
 
 
 @pytest.mark.parametrize("verb", ["read", "write"])
-async def test_the_server_ends_a_statement_whose_caller_has_given_up(
-    mysql: Database, mysql_url: str, verb: str
-) -> None:
+async def test_the_server_ends_a_statement_whose_caller_has_given_up(mysql: Database, verb: str) -> None:
     impatient = Database(
-        mysql_url, DatabaseOptions(tls="off", transaction_timeout_seconds=0.5, statement_timeout_seconds=1.0)
+        mysql.url, DatabaseOptions(tls="off", transaction_timeout_seconds=0.5, statement_timeout_seconds=1.0)
     )
     marker = f"given up on {verb}"
 
@@ -229,12 +227,12 @@ async def test_a_statement_that_the_server_ended_is_unavailable_and_not_retried(
     await slow.close()
 
 
-async def test_a_migration_is_not_bounded(mysql: Database, mysql_url: str) -> None:
+async def test_a_migration_is_not_bounded(mysql: Database) -> None:
     async def limit(connection: AsyncConnection) -> float:
         return float((await connection.execute(text("SELECT @@max_statement_time"))).scalar_one())
 
     assert await mysql.read(limit) == 8.0
-    unbounded = Database(mysql_url, DatabaseOptions(tls="off", statement_timeout_seconds=None))
+    unbounded = Database(mysql.url, DatabaseOptions(tls="off", statement_timeout_seconds=None))
     assert await unbounded.read(limit) == 0.0
     await unbounded.close()
 

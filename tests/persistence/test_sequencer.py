@@ -372,8 +372,8 @@ async def test_the_outbox_tells_how_long_events_wait(database: Database) -> None
     assert 0.0 <= stats.oldest_age_seconds < 10.0
 
 
-async def test_writers_that_wait_for_connections_do_not_starve_the_sequencer(mysql_url: str, mysql: Database) -> None:
-    crowded = Database(mysql_url, DatabaseOptions(tls="off", pool_size=2))
+async def test_writers_that_wait_for_connections_do_not_starve_the_sequencer(mysql: Database) -> None:
+    crowded = Database(mysql.url, DatabaseOptions(tls="off", pool_size=2))
     published = Published()
     one = sequencer(crowded, published)
     stop, busy = asyncio.Event(), True

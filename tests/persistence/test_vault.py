@@ -51,14 +51,6 @@ class RemoteMasterKey(LocalMasterKey):
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    await upgrade(database_url, OPTIONS)
-    database = Database(database_url, OPTIONS)
-    yield database
-    await database.close()
-
-
-@pytest.fixture
 async def embedded(sqlite_url: str) -> AsyncIterator[Database]:
     await upgrade(sqlite_url, OPTIONS)
     database = Database(sqlite_url, OPTIONS)

@@ -73,7 +73,7 @@ def client_of(backroom: Backroom, checks: Mapping[str, Check] | None = None, **l
         tokens=Tokens(KeyRing(SigningKey.generate()), life_seconds=60, leeway_seconds=0),
         metrics=Metrics(methods=["thing.do"]),
         checks=checks if checks is not None else {"database": fine},
-        documents={"/openapi/fixnado.v1.json": {"openapi": "3.1.0"}},
+        documents={"/openapi/fixnado.v1.json": lambda: {"openapi": "3.1.0"}},
         **limits,
     )
     app = Starlette(routes=surface.routes(), middleware=middleware((ALLOWED,)))

@@ -16,7 +16,7 @@ from domain.types import JSON
 from server import specs
 from server.operations import OPERATIONS
 
-DOCUMENTS = specs.documents()
+DOCUMENTS = {path: make() for path, make in specs.documents().items()}
 OPENAPI = DOCUMENTS["/openapi/fixnado.v1.json"]
 ASYNCAPI = DOCUMENTS["/asyncapi/fixnado.v1.json"]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,6 +14,15 @@ from tests.services import MariaDB, RedisServer
 # No deadline per example: the machine is shared, and a slow example says nothing about the code.
 hypothesis.settings.register_profile("fixnado", deadline=None)
 hypothesis.settings.load_profile("fixnado")
+
+
+gc.disable()  # what is imported and collected stays; looking for garbage among it takes a quarter of that time
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(50_000, 20, 100)  # as a server does
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

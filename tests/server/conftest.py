@@ -2,9 +2,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import uvloop
+
+from tests.server.command_line import CommandLine, within_this_process
+
+
+@pytest.fixture
+def fixnado(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return within_this_process(tmp_path, monkeypatch, capsys)
 
 
 def pytest_asyncio_loop_factories(

@@ -2,82 +2,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import os
 import re
 import socket
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
 from server import specs
-from server.cli import main
 from server.demo import MASTER_KEY
 from server.settings import Settings
 from tests.acceptance.client import ADMIN, CUSTOMER, PASSWORD, Rest, Socket, signed_in
-from tests.acceptance.demo import Demo, environment
+from tests.acceptance.demo import Demo
+from tests.server.command_line import CommandLine, Done, process
 from tests.services import MariaDB, free_port
 
 NEW_PASSWORD = "correct-horse-battery"
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-class CommandLine(Protocol):
-    """Runs ``fixnado`` in an empty directory with these settings and no others."""
-
-    def __call__(self, *arguments: str, **settings: Any) -> Done: ...
-
-
-@pytest.fixture
-def fixnado(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    """In this process, which has imported everything already."""
-
-    def run(*arguments: str, **settings: Any) -> Done:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["fixnado", *arguments])
-        monkeypatch.setattr(os, "environ", environment(**settings))
-        status = 0
-        handlers, level = logging.root.handlers[:], logging.root.level
-        try:
-            main()
-        except SystemExit as left:
-            status = int(left.code or 0)
-        finally:
-            # `serve` sets logging up, on a stream that ends with this test.
-            logging.root.handlers, logging.root.level = handlers, level
-        return Done(status, *capsys.readouterr())
-
-    return run
-
-
-def process(directory: Path, *arguments: str, **settings: Any) -> Done:
-    """In a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "server", *arguments],
-        cwd=directory,
-        env=environment(**settings),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def the_line(done: Done) -> str:

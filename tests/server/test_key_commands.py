@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from persistence.database import Database, DatabaseOptions
 from persistence.migrate import upgrade
 from persistence.signing_keys import read_keys
 from persistence.vault import DatabaseVault, LocalMasterKey, version_of
+from tests.server.command_line import CommandLine, Done
 
 OPTIONS = DatabaseOptions(tls="off")
 MASTER = "MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE="
@@ -23,17 +21,16 @@ OTHER = "MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI="
 class Operator:
     """Types commands in a directory with a migrated database."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, fixnado: CommandLine) -> None:
         self.directory = directory
         self.url = f"sqlite+aiosqlite:///{directory / 'fixnado.db'}"
+        self._fixnado = fixnado
         asyncio.run(upgrade(self.url, OPTIONS))
 
-    def type(self, *words: str, master: str | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "FIXNADO_DATABASE_URL": self.url}
-        environment |= {"FIXNADO_NEW_USER_PASSWORD": "long-enough-password"}
-        environment |= {"FIXNADO_MASTER_KEY": master} if master else {}
-        command = [sys.executable, "-m", "server", *words]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    def type(self, *words: str, master: str | None = None) -> Done:
+        settings = {"database_url": self.url, "new_user_password": "long-enough-password"}
+        settings |= {"master_key": master} if master else {}
+        return self._fixnado(*words, **settings)
 
     def versions(self) -> list[int]:
         """The data keys that the signing keys are sealed under."""
@@ -49,8 +46,8 @@ class Operator:
 
 
 @pytest.fixture
-def operator(tmp_path: Path) -> Operator:
-    return Operator(tmp_path)
+def operator(tmp_path: Path, fixnado: CommandLine) -> Operator:
+    return Operator(tmp_path, fixnado)
 
 
 def test_keys_are_rotated_by_two_commands(operator: Operator) -> None:

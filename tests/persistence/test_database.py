@@ -338,7 +338,7 @@ async def test_work_that_takes_too_long_is_rolled_back(database: Database) -> No
 
     with pytest.raises(Unavailable):
         await impatient.write(work)
-    assert await impatient.read(_count) == 0
+    assert await database.read(_count) == 0
     await impatient.close()
 
 

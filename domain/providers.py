@@ -99,11 +99,12 @@ class Provider:
 
 
 class ServiceView(View):
-    """A service and its price."""
+    """A service, its price and how long it usually takes."""
 
     id: str
     name: str
     price: MoneyView
+    duration_minutes: int
 
 
 class ServiceList(View):
@@ -150,8 +151,13 @@ def provider_view(provider: Provider) -> JSON:
 
 
 def service_view(service: Service) -> JSON:
-    """A service with its price."""
-    return {"id": service.id, "name": service.name, "price": service.price.view()}
+    """A service with its price and usual duration."""
+    return {
+        "id": service.id,
+        "name": service.name,
+        "price": service.price.view(),
+        "duration_minutes": service.duration_minutes,
+    }
 
 
 def zone_view(zone: Zone) -> JSON:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from domain import bookings, dispatch, messaging, security
+from domain import bookings, dispatch, messaging, security, stalls
 from domain.bookings import BookingView, Status
 from domain.context import Context
 from domain.messaging import ConversationView
 from domain.offers import OfferView
 from domain.providers import ProviderView, ZoneView, provider_view, zone_view
+from domain.stalls import BookingStalledData
 from domain.types import JSON
 from domain.views import View
 
 FEED_LENGTH = 200
-"""Bookings in the operators' snapshot."""
+"""Newest bookings in the operators' snapshot, whatever became of them."""
+
+OPEN_LENGTH = 500
+"""Bookings that have not ended, which are in it before all others: the soonest."""
 
 
 class BookingState(View):
@@ -34,10 +38,16 @@ class ProviderState(View):
 
 
 class FeedState(View):
-    """State of ``admin:bookings``."""
+    """State of ``admin:bookings``.
+
+    ``rescues`` are the ids of bookings that dispatch has found nobody for, ``stalls`` what was told of drivers that
+    still stand there.
+    """
 
     bookings: list[BookingView]
     offers: list[OfferView]
+    rescues: list[str]
+    stalls: list[BookingStalledData]
     providers: list[ProviderView]
     zones: list[ZoneView]
 
@@ -71,12 +81,16 @@ async def of_provider(ctx: Context, provider_id: str) -> JSON | None:
 
 
 async def of_feed(ctx: Context) -> JSON:
-    """What operators look at: the newest bookings, live offers, providers and zones."""
+    """What operators look at: open bookings and the newest, what needs a person, live offers, providers and zones."""
     newest = await ctx.uow.bookings.of(ctx.actor, None, None, FEED_LENGTH)
-    waiting = [booking for booking in newest if booking.status is Status.AWAITING_ASSIGNMENT]
+    still_open = await ctx.uow.bookings.open(OPEN_LENGTH)
+    shown = {booking.id: booking for booking in (*newest, *still_open)}
+    waiting = [booking for booking in shown.values() if booking.status is Status.AWAITING_ASSIGNMENT]
     providers = await ctx.uow.market.providers()
     return {
-        "bookings": [bookings.view(booking) for booking in newest],
+        "bookings": [bookings.view(shown[booking_id]) for booking_id in sorted(shown, reverse=True)],
+        "rescues": [booking.id for booking in waiting if booking.wave == dispatch.RESCUE],
+        "stalls": await stalls.told(ctx, shown.values(), providers),
         "offers": await dispatch.live_offer_views(ctx, [provider.id for provider in providers]) if waiting else [],
         "providers": [provider_view(provider) for provider in providers],
         "zones": [zone_view(zone) for zone in await ctx.uow.market.zones()],

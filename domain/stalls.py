@@ -7,6 +7,7 @@ Invariants: what was last seen to move is in a durable timer (``stall:{booking}`
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from domain import bookings
@@ -14,6 +15,7 @@ from domain.bookings import Booking, BookingView, Status
 from domain.context import Context
 from domain.events import Audience, Event
 from domain.geography import distance_m
+from domain.providers import Provider
 from domain.types import JSON, Point, new_id, wire_time
 from domain.views import PointView, View
 
@@ -65,15 +67,40 @@ async def check(ctx: Context, data: JSON) -> None:
         return
     provider = await ctx.uow.market.provider(booking.provider_id)
     here = provider.position if provider else None
-    there = Point(data["lat"], data["lon"]) if data["lat"] is not None else None
-    if here is not None and (there is None or distance_m(there, here) >= ctx.policy.stall_radius_m):
+    if _moved(ctx, data, here):
         await _look_later(ctx, booking.id, here, ctx.now, told=False)
         return
     since = datetime.fromisoformat(data["since"])
     stalled = ctx.now - since >= timedelta(seconds=ctx.policy.stall_seconds)
     if stalled and not data["told"]:
-        ctx.uow.record(_event(booking, since, here, provider.fix_at if provider else None, ctx.now))
-    await _look_later(ctx, booking.id, there, since, told=stalled)
+        data_told = _data(booking, since, here, provider.fix_at if provider else None)
+        ctx.uow.record(_event(booking, data_told, ctx.now))
+    await _look_later(ctx, booking.id, _anchor(data), since, told=stalled)
+
+
+async def told(ctx: Context, among: Iterable[Booking], providers: Iterable[Provider]) -> list[JSON]:
+    """What was told of drivers on their way to these bookings who still stand there; data of ``booking.stalled``."""
+    on_the_way = {f"{TIMER}:{booking.id}": booking for booking in among if booking.status is Status.EN_ROUTE}
+    timers = await ctx.uow.timers.get(list(on_the_way))
+    by_id = {provider.id: provider for provider in providers}
+    told = []
+    for timer in timers:
+        booking = on_the_way[timer.name]
+        provider = by_id.get(booking.provider_id or "")
+        if timer.data["told"] and provider is not None and not _moved(ctx, timer.data, provider.position):
+            since = datetime.fromisoformat(timer.data["since"])
+            told.append(_data(booking, since, provider.position, provider.fix_at))
+    return told
+
+
+def _anchor(data: JSON) -> Point | None:
+    return Point(data["lat"], data["lon"]) if data["lat"] is not None else None
+
+
+def _moved(ctx: Context, data: JSON, here: Point | None) -> bool:
+    """Whether this place is another than that of the timer."""
+    there = _anchor(data)
+    return here is not None and (there is None or distance_m(there, here) >= ctx.policy.stall_radius_m)
 
 
 async def _look_later(ctx: Context, booking_id: str, anchor: Point | None, since: datetime, *, told: bool) -> None:
@@ -88,7 +115,7 @@ async def _look_later(ctx: Context, booking_id: str, anchor: Point | None, since
     await ctx.uow.timers.set(f"{TIMER}:{booking_id}", due_at, TIMER, data)
 
 
-def _event(booking: Booking, since: datetime, place: Point | None, fix_at: datetime | None, now: datetime) -> Event:
+def _data(booking: Booking, since: datetime, place: Point | None, fix_at: datetime | None) -> JSON:
     step = {"booking_id": booking.id, "to": Status.AWAITING_ASSIGNMENT.value, "version": booking.version}
     data: JSON = {
         "booking_id": booking.id,
@@ -101,6 +128,10 @@ def _event(booking: Booking, since: datetime, place: Point | None, fix_at: datet
         data["location"] = place.view()
     if fix_at is not None:
         data["fix_at"] = wire_time(fix_at)
+    return data
+
+
+def _event(booking: Booking, data: JSON, now: datetime) -> Event:
     return Event(
         id=new_id(now),
         type="booking.stalled",

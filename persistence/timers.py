@@ -11,8 +11,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import Row, bindparam, delete, func, select, update
 from sqlalchemy.dialects.mysql import insert as mysql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -47,6 +48,7 @@ _DUE = (
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
 )
+_NAMED = select(timers).where(timers.c.name.in_(bindparam("names", expanding=True)))
 _NEXT = select(func.min(timers.c.due_at))
 _POSTPONE = (
     update(timers)
@@ -96,10 +98,16 @@ class SqlTimers:
         """Remove the timer of this name, if there is one."""
         await self._connection.execute(_CANCEL, {"timer": name})
 
+    async def get(self, names: Sequence[str]) -> Sequence[Timer]:
+        """Those of these timers that are set; only a look, nothing is claimed."""
+        if not names:
+            return ()
+        return [_timer(row) for row in await self._connection.execute(_NAMED, {"names": names})]
+
     async def due(self, now: datetime, limit: int) -> Sequence[Timer]:
         """Claim timers due at ``now``, oldest first, until this transaction ends; other workers skip them meanwhile."""
         rows = await self._connection.execute(_DUE, {"now": now, "most": limit})
-        return [Timer(row.name, row.kind, row.due_at, row.data, row.attempts) for row in rows]
+        return [_timer(row) for row in rows]
 
     async def done(self, timer: Timer) -> None:
         """Remove a claimed timer. One that its own handler has moved to another time stays."""
@@ -123,3 +131,7 @@ class SqlTimers:
         """When the next timer is due, so that a worker may sleep until then; ``None`` when none is set."""
         moment: datetime | None = (await self._connection.execute(_NEXT)).scalar_one_or_none()
         return moment
+
+
+def _timer(row: Row[Any]) -> Timer:
+    return Timer(row.name, row.kind, row.due_at, row.data, row.attempts)

@@ -29,6 +29,9 @@ class Bookings(Protocol):
     async def of(self, actor: Actor, status: Status | None, before: str | None, limit: int) -> Sequence[Booking]:
         """What this person may see, newest first."""
 
+    async def open(self, limit: int) -> Sequence[Booking]:
+        """Those that have not ended, soonest first: by their start, or by when they were made if that is at once."""
+
     async def clashes(self, provider_id: str, during: Interval, *, soon: bool, except_id: str) -> bool:
         """Whether the provider has a confirmed job in this time; for work that is soon, also any job under way."""
 

@@ -37,6 +37,9 @@ class Timers(Protocol):
         """Sets or moves the timer of this name."""
 
     async def cancel(self, name: str) -> None: ...
+    async def get(self, names: Sequence[str]) -> Sequence[Timer]:
+        """Those of these timers that are set; only a look, nothing is claimed."""
+
     async def due(self, now: datetime, limit: int) -> Sequence[Timer]:
         """Claims timers due at ``now``, oldest first, until the transaction ends; other workers skip them meanwhile."""
 

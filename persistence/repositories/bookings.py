@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, exists, insert, literal, or_, select, update
+from sqlalchemy import Row, and_, bindparam, exists, func, insert, literal, or_, select, update
 
-from domain.bookings import OCCUPYING, UNDER_WAY, Booking, Kind, Status
+from domain.bookings import ENDED, OCCUPYING, UNDER_WAY, Booking, Kind, Status
 from domain.deadlines import EVERY, SlaPolicy
 from domain.errors import Conflict
 from domain.identity import Actor
@@ -36,6 +36,12 @@ _COMMITTED = (
     .where(bookings.c.provider_id == bindparam("provider"), bookings.c.status.in_(sorted(OCCUPYING)))
     .order_by(bookings.c.id)
     .limit(100)
+)
+_OPEN = (
+    select(bookings)
+    .where(bookings.c.status.not_in(sorted(ENDED)))
+    .order_by(func.coalesce(bookings.c.start, bookings.c.created_at), bookings.c.id)
+    .limit(bindparam("most"))
 )
 _MUTABLE = (
     "status",
@@ -145,6 +151,9 @@ class SqlBookings:
         if before is not None:
             query = query.where(bookings.c.id < literal(before))
         return [booking_of(row) for row in await self._connection.execute(query)]
+
+    async def open(self, limit: int) -> Sequence[Booking]:
+        return [booking_of(row) for row in await self._connection.execute(_OPEN, {"most": limit})]
 
     async def clashes(self, provider_id: str, during: Interval, *, soon: bool, except_id: str) -> bool:
         bound = {"provider": provider_id, "from_": during.start, "until": during.end, "except_": except_id}

@@ -238,7 +238,7 @@ export function adminView(person) {
     map.setZones(state.zones);
     askForHeat(state.zones.slice(0, HEATED));
     figures.of(state.zones);
-    attention.start(state.offers);
+    attention.start(state);
     clocks.clear();
     for (const booking of state.bookings) takeClocks(booking.id, booking.sla);
     providers.clear();

@@ -156,12 +156,14 @@ export function createAttention({ client, serviceName, providers, open, onbookin
   return {
     element,
     render,
-    /** Begins anew, with the offers that live. @param {any[]} live */
-    start(live) {
+    /** Begins anew, from the snapshot of the feed. @param {{ offers: any[], rescues: string[], stalls: any[] }} state */
+    start(state) {
       offers.clear();
       called.clear();
       stalls.clear();
-      for (const offer of live) note(offer.booking_id, offer.id, true);
+      for (const offer of state.offers) note(offer.booking_id, offer.id, true);
+      for (const id of state.rescues) called.add(id);
+      for (const stall of state.stalls) stalls.set(stall.booking_id, stall);
     },
     /** @param {{ type: string, data: any }} event */
     heard({ type, data }) {

@@ -138,7 +138,14 @@ def test_area_of_a_square_is_right_within_a_percent(lat: float, lon: float, half
 async def test_lists_show_services_with_prices_and_zones_with_outlines(market: Marketplace) -> None:
     customer = await market.customer()
     assert await market.call(customer, "service.list") == {
-        "services": [{"id": "plumbing", "name": "Plumbing", "price": {"amount_minor": 8500, "currency": "GBP"}}]
+        "services": [
+            {
+                "id": "plumbing",
+                "name": "Plumbing",
+                "price": {"amount_minor": 8500, "currency": "GBP"},
+                "duration_minutes": 60,
+            }
+        ]
     }
     (zone,) = (await market.call(customer, "zone.list"))["zones"]
     assert (zone["id"], zone["geometry"]) == ("camden", square(CENTRE, 0.5))

@@ -218,11 +218,17 @@ async def test_a_driver_that_stands_still_is_shown_until_it_moves_and_its_job_of
           part.moved('b1', { lat: 51.542, lon: -0.14 });
           part.render([booking]);
           calls.push(part.element.hidden);
+          // A page that is loaded later learns it from the snapshot.
+          const stall = { booking_id: 'b1', provider_id: 'p', stalled_since: since, reassign: { method: 'm', params } };
+          part.start({ offers: [], rescues: ['b2'], stalls: [stall] });
+          part.render([booking, { ...booking, id: 'b2', status: 'awaiting_assignment' }]);
+          calls.push(part.element.textContent.includes('Shah stands still since'));
+          calls.push(part.element.textContent.includes('Dispatch found nobody'));
           return calls;
         }"""
     )
     step = {"booking_id": "b1", "to": "awaiting_assignment", "version": 7}
-    assert calls == [True, ["booking.transition", step], False, True]
+    assert calls == [True, ["booking.transition", step], False, True, True, True]
 
 
 async def test_one_person_can_have_the_whole_page(people: ThreePeople) -> None:

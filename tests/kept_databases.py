@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +51,29 @@ class KeptDatabase:
 
 
 class KeptSqlite(KeptDatabase):
-    """A file that is replaced.
+    """One name for a file of each test's own: a connection that is still being closed, and takes its journals with it,
+    must not meet the next test's file.
 
     Attributes:
         template: the bytes of a migrated file without data.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / "fixnado.db"
-        super().__init__(f"sqlite+aiosqlite:///{self._path}")
-        asyncio.run(upgrade(self.url, OPTIONS))
-        self.template = self._path.read_bytes()
+        first = directory / "0.db"
+        asyncio.run(upgrade(f"sqlite+aiosqlite:///{first}", OPTIONS))
+        self.template = first.read_bytes()
+        self._name = directory / "fixnado.db"
+        self._file = first
+        self._numbers = count(1)
+        super().__init__(f"sqlite+aiosqlite:///{self._name}")
 
     async def _empty(self, database: Database) -> None:
-        for journal in self._path.parent.glob(f"{self._path.name}-*"):
-            journal.unlink()
-        self._path.write_bytes(self.template)
+        for leftover in self._file.parent.glob(f"{self._file.name}*"):
+            leftover.unlink(missing_ok=True)
+        self._file = self._file.with_name(f"{next(self._numbers)}.db")
+        self._file.write_bytes(self.template)
+        self._name.unlink(missing_ok=True)
+        self._name.symlink_to(self._file)
 
 
 class KeptMysql(KeptDatabase):

@@ -64,7 +64,7 @@ async def test_everybody_gets_their_own_channels(demo_server: Demo, email: str, 
         assert {name.partition(":")[0] for name in channels} == kinds
         if "admin" in kinds:
             state = channels["admin:bookings"]["state"]
-            assert state.keys() == {"bookings", "offers", "providers", "zones"}
+            assert state.keys() == {"bookings", "offers", "providers", "rescues", "stalls", "zones"}
             assert state["zones"][0]["geometry"]["type"] == "Polygon"
 
 

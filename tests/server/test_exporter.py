@@ -416,20 +416,36 @@ BUSY = Answer(Verdict.BUSY, "ThrottlingException")
 
 
 async def test_eventbridge_answers_entry_by_entry() -> None:
-    entries = [{"EventId": "e"}, {"ErrorCode": "ThrottlingException"}, {"ErrorCode": "InternalFailure"}]
+    entries = [{"EventId": "e"}, {"ErrorCode": "ThrottlingException"}, {"ErrorCode": "MalformedDetail"}]
     aws: Any = ScriptedAws({"FailedEntryCount": 2, "Entries": entries})
     answers = await EventBridge(aws, "bus").send(EVENTS)
-    assert answers == [TAKEN, BUSY, Answer(Verdict.REFUSED, "InternalFailure")]
+    assert answers == [TAKEN, BUSY, Answer(Verdict.REFUSED, "MalformedDetail")]
     assert aws.asked[0]["Entries"][0]["DetailType"] == "t"
+
+
+@pytest.mark.parametrize("code", ["InternalFailure", "ServiceUnavailable", "AccessDeniedException", None])
+async def test_event_that_eventbridge_could_not_take_now_is_not_refused(code: str | None) -> None:
+    aws: Any = ScriptedAws({"FailedEntryCount": 1, "Entries": [{"ErrorCode": code}]})
+    assert [answer.verdict for answer in await EventBridge(aws, "bus").send(EVENTS[:1])] == [Verdict.BUSY]
 
 
 async def test_sqs_answers_by_id_and_what_it_does_not_name_is_sent_again() -> None:
     said = {"Failed": [{"Id": "0", "Code": "InvalidMessageContents", "SenderFault": True}], "Successful": [{"Id": "2"}]}
     aws: Any = ScriptedAws(said)
     answers = await Sqs(aws, "https://sqs/q.fifo").send(EVENTS)
-    assert answers == [Answer(Verdict.REFUSED, "InvalidMessageContents"), BUSY, TAKEN]
+    assert answers == [
+        Answer(Verdict.REFUSED, "InvalidMessageContents"),
+        Answer(Verdict.BUSY, "unnamed"),
+        TAKEN,
+    ]
     entry = aws.asked[0]["Entries"][1]
     assert (entry["MessageGroupId"], entry["MessageDeduplicationId"]) == ("booking/2", "id-2")
+
+
+@pytest.mark.parametrize("failed", [{"Code": "Odd", "SenderFault": False}, {"Code": "InternalError"}])
+async def test_what_is_no_fault_of_the_sender_is_sent_to_sqs_again(failed: JSON) -> None:
+    aws: Any = ScriptedAws({"Failed": [{"Id": "0", **failed}]})
+    assert [answer.verdict for answer in await Sqs(aws, "https://sqs/q").send(EVENTS[:1])] == [Verdict.BUSY]
 
 
 async def test_call_refused_for_one_event_in_it_is_taken_apart() -> None:

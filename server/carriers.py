@@ -24,6 +24,9 @@ from server.telemetry import logger
 
 log = logger(__name__)
 
+MOST_CARRIERS = 2
+"""Of one medium: each may take its whole time before the next is asked."""
+
 CALL_SECONDS = 8.0
 FAILURES_TO_OPEN = 3
 OPEN_SECONDS = 15.0
@@ -103,9 +106,10 @@ class Carrier(Protocol):
 
 
 class Route:
-    """The carriers of one medium, the preferred one first."""
+    """The carriers of one medium, the preferred one first; :data:`MOST_CARRIERS` at most."""
 
     def __init__(self, carriers: Sequence[Carrier], *, open_seconds: float | None = None) -> None:
+        assert len(carriers) <= MOST_CARRIERS, "more would outlast a courier's claim"
         self._carriers = [(carrier, Circuit(FAILURES_TO_OPEN, open_seconds or OPEN_SECONDS)) for carrier in carriers]
 
     async def carry(self, parcel: Parcel) -> Taken:
@@ -287,10 +291,12 @@ def _names_recipient(shape: Mapping[str, Any]) -> bool:
 
 
 def client() -> httpx.AsyncClient:
-    """For calls to carriers: bounded in time and connections. Its owner closes it."""
+    """For calls to carriers: bounded in time and connections, of which each device of a person takes one for a moment.
+    Its owner closes it.
+    """
     return httpx.AsyncClient(
         timeout=httpx.Timeout(5.0, connect=2.0),
-        limits=httpx.Limits(max_connections=20, max_keepalive_connections=10),
+        limits=httpx.Limits(max_connections=100, max_keepalive_connections=20),
         follow_redirects=False,
     )
 

@@ -357,8 +357,7 @@ async def _allowed(ctx: Context, provider_id: str) -> Provider:
 
 
 async def _tzid(ctx: Context, provider: Provider) -> str:
-    rules = (await planning.calendar_of(ctx, provider)).rules
-    return rules[0].tzid if rules else "UTC"
+    return (await planning.calendar_of(ctx, provider)).tzid
 
 
 def _reach(ctx: Context) -> Interval:

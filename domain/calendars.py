@@ -46,6 +46,11 @@ class Calendar:
     travel_buffer: timedelta
     version: int
 
+    @property
+    def tzid(self) -> str:
+        """The time zone that the provider's days are in: that of its first rule, or UTC without any."""
+        return self.rules[0].tzid if self.rules else "UTC"
+
 
 @dataclass(frozen=True, slots=True)
 class CalendarException:

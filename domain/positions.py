@@ -39,7 +39,11 @@ class Track:
 
 
 class PositionFeed:
-    """Per-node memory for the rate rules, bounded: the provider silent for longest is forgotten first."""
+    """Per-node memory for the rate rules, bounded: the provider silent for longest is forgotten first.
+
+    So the pace is each node's own: one that comes to another node may be heard once more at once, and one that keeps
+    sockets on several nodes may be heard at the pace of each. Fixes go out in their order alone, whoever took them.
+    """
 
     def __init__(self, capacity: int = 50_000) -> None:
         self._capacity = capacity

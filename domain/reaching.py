@@ -11,7 +11,10 @@ The way of it, every step in the database and so across restarts:
    (:func:`note`).
 
 So a delivery leaves at least once, and again only if the courier died between the hand-over and its note. Nobody is
-told of an offer that is acked, answered or over, or of a message that was read.
+told of an offer that is acked, answered or over, or of a message that was read. One that no carrier takes is tried for
+as long as its notification is of use, so an outage of some hours delays what it does not outlive.
+
+Locks: a delivery before its notification, and several notifications by id.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from domain import notifications
@@ -47,11 +51,13 @@ if TYPE_CHECKING:
     from domain.messaging import Message
 
 CLAIM_SECONDS = 60.0
-"""How long a courier may take over one delivery before another one may; longer than all its time-outs."""
+"""How long a delivery is one courier's before another one may take it. A courier gives up after half of that, which
+leaves it as long to write down how it went.
+"""
 
-MOST_TRIES = 8
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 300.0
+"""Between two tries of a delivery that no carrier takes; it doubles from the first to the longest."""
 
 TIMER = "reach"
 
@@ -153,9 +159,14 @@ async def _offer_unheard(ctx: Context, offer_id: str) -> None:
 async def _message_unheard(ctx: Context, data: JSON) -> None:
     conversation_id = data["conversation_id"]
     heard = await ctx.uow.notifications.heard(conversation_id)
-    for user_id in await _conversation_people(ctx, conversation_id):
-        if user_id == data["sender_id"] or heard.get(user_id, 0) >= data["offset"]:
-            continue
+    people = [
+        user_id
+        for user_id in await _conversation_people(ctx, conversation_id)
+        if user_id != data["sender_id"] and heard.get(user_id, 0) < data["offset"]
+    ]
+    thread = f"conversation/{conversation_id}"
+    told = await _told_and_away(ctx, people, thread)
+    for user_id in people:
         preferences = await ctx.uow.notifications.preferences(user_id)
         wording = worded("message", preferences.language, sender=data["sender_name"])
         notification = Notification(
@@ -163,7 +174,7 @@ async def _message_unheard(ctx: Context, data: JSON) -> None:
             user_id=user_id,
             category=Category.MESSAGE,
             subject=f"message/{data['message']}",
-            thread=f"conversation/{conversation_id}",
+            thread=thread,
             title=wording.title,
             text=wording.text,
             data={"conversation_id": conversation_id, "offset": data["offset"]},
@@ -171,23 +182,28 @@ async def _message_unheard(ctx: Context, data: JSON) -> None:
             expires_at=ctx.now + timedelta(hours=KEPT_HOURS),
         )
         media = [medium for medium, _ in ctx.policy.reach]
-        if await _waits_for_answer(ctx, user_id, notification.thread):
+        if user_id in told:
             # A device shows the newest anyway; a text message and a mail for each line of a chat would be a nuisance.
             media = [medium for medium in media if medium is Medium.PUSH]
         await _raise(ctx, notification, media)
 
 
-async def _waits_for_answer(ctx: Context, user_id: str, thread: str) -> bool:
-    """Whether the person has been told of something in this thread and has not come to see it."""
-    waits = False
-    for earlier in await ctx.uow.notifications.open_in(user_id, thread):
+async def _told_and_away(ctx: Context, people: Sequence[str], thread: str) -> frozenset[str]:
+    """Who of these people has been told of something in this thread and has not come to see it."""
+    open_ids = [it.id for user_id in people for it in await ctx.uow.notifications.open_in(user_id, thread)]
+    away = set()
+    for notification_id in sorted(open_ids):
+        earlier = await ctx.uow.notifications.lock(notification_id)
+        # It was looked up without a lock: by now it may have been read.
+        if earlier is None or earlier.ended_at is not None:
+            continue
         if earlier.expires_at <= ctx.now:
             await notifications.end(ctx, earlier, "expired")
         elif await _is_wanted(ctx, earlier):
-            waits = True
+            away.add(earlier.user_id)
         else:
             await notifications.end(ctx, earlier, "handled")
-    return waits
+    return frozenset(away)
 
 
 async def _raise(
@@ -217,8 +233,8 @@ async def claim(ctx: Context, limit: int) -> tuple[int, list[Errand]]:
     """
     errands = []
     due = await ctx.uow.notifications.due(ctx.now, limit)
-    for delivery in due:
-        # Locked after its delivery, as everywhere: two couriers may hold two deliveries of one notification.
+    # Two couriers may hold deliveries of the same notifications: whatever was due first, both lock those by id.
+    for delivery in sorted(due, key=attrgetter("notification_id", "medium")):
         notification = await ctx.uow.notifications.lock(delivery.notification_id)
         assert notification is not None, "a delivery refers to its notification"
         errand = await _judged(ctx, notification, delivery)
@@ -232,14 +248,15 @@ async def claim(ctx: Context, limit: int) -> tuple[int, list[Errand]]:
 async def _judged(ctx: Context, notification: Notification, delivery: Delivery) -> Errand | Delivery:
     """The errand, or the delivery as it is to be put off or away."""
     skipped = replace(delivery, status=DeliveryStatus.SKIPPED)
-    if notification.ended_at is not None:
-        return replace(skipped, reason=notification.ended_reason)
-    if notification.expires_at <= ctx.now or not await _is_wanted(ctx, notification):
+    if notification.ended_at is None and (
+        notification.expires_at <= ctx.now or not await _is_wanted(ctx, notification)
+    ):
         reason = "expired" if notification.expires_at <= ctx.now else "handled"
-        await notifications.end(ctx, notification, reason)
-        return replace(skipped, reason=reason)
-    if delivery.attempts >= MOST_TRIES:
-        return replace(delivery, status=DeliveryStatus.FAILED, reason=delivery.reason or "no_carrier")
+        notification = await notifications.end(ctx, notification, reason)
+    if notification.ended_at is not None:
+        if notification.ended_reason == "expired" and delivery.attempts:
+            return replace(delivery, status=DeliveryStatus.FAILED, reason=delivery.reason or "no_carrier")
+        return replace(skipped, reason=notification.ended_reason)
     preferences = await ctx.uow.notifications.preferences(notification.user_id)
     if not preferences.wants(notification.category, delivery.medium):
         return replace(skipped, reason="not_wanted")
@@ -290,13 +307,16 @@ async def _is_wanted(ctx: Context, notification: Notification) -> bool:
 
 
 async def note(ctx: Context, notification_id: str, medium: Medium, report: Report | None) -> None:
-    """What the carrier said; ``None``: no carrier took it, so it is tried again later, each time later."""
+    """What the carrier said; ``None``: no carrier took it, so it is tried again, each time after a longer pause, until
+    its notification expires.
+    """
     delivery = await ctx.uow.notifications.lock_delivery(notification_id, medium)
     if delivery is None:
         return
     if report is None:
         if delivery.status is DeliveryStatus.WAITING:
-            longest = min(FIRST_PAUSE_SECONDS * 2**delivery.attempts, LONGEST_PAUSE_SECONDS)
+            # Past every bound long before the exponent is: what is tried for a day is tried some hundred times.
+            longest = min(FIRST_PAUSE_SECONDS * 2 ** min(delivery.attempts, 30), LONGEST_PAUSE_SECONDS)
             again_at = ctx.now + timedelta(seconds=random.uniform(longest / 2, longest))
             await ctx.uow.notifications.save_delivery(replace(delivery, due_at=again_at, reason="no_carrier"))
         return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Annotated
+from zoneinfo import ZoneInfo
 
 from pydantic import Field
 
-from domain import availability, routing
+from domain import availability, planning, routing
 from domain.bookings import UNDER_WAY, Booking, Status
 from domain.context import Context
 from domain.errors import Forbidden
@@ -22,8 +23,8 @@ AT_THE_DOOR = frozenset({Status.ARRIVED, Status.IN_PROGRESS, Status.PAUSED})
 
 
 class PlanRoute(Params):
-    """``provider_id`` is needed by operations and by whoever speaks for several; ``day`` is any moment of a day in UTC,
-    today by default.
+    """``provider_id`` is needed by operations and by whoever speaks for several; ``day`` is any moment of a day,
+    today by default. Days are the provider's own, in the time zone of its calendar's rules; in UTC where it has none.
     """
 
     provider_id: Annotated[str, Field(max_length=64)] | None = None
@@ -80,14 +81,15 @@ async def plan_route(ctx: Context, params: PlanRoute) -> JSON:
         Forbidden: not the caller's provider, and the caller is not operations.
     """
     provider = await _provider(ctx, params.provider_id)
-    today = ctx.now.astimezone(UTC).date()
-    day = params.day.astimezone(UTC).date() if params.day else today
-    midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    zone = ZoneInfo((await planning.calendar_of(ctx, provider)).tzid)
+    today = ctx.now.astimezone(zone).date()
+    day = params.day.astimezone(zone).date() if params.day else today
+    # From midnight to midnight: a day on which clocks are changed has 23 or 25 hours.
+    begins, ends = (datetime.combine(date, time.min, zone).astimezone(UTC) for date in (day, day + timedelta(days=1)))
     jobs = [
         job
         for job in await ctx.uow.bookings.committed(provider.id)
-        if (job.status in UNDER_WAY and day == today)
-        or (job.slot is not None and midnight <= job.slot.start < midnight + timedelta(days=1))
+        if (job.status in UNDER_WAY and day == today) or (job.slot is not None and begins <= job.slot.start < ends)
     ]
     stops = sorted([await _stop(ctx, job) for job in jobs], key=lambda stop: (not stop.pinned, stop.opens, stop.id))
     taken, left_out = stops[: routing.MOST_STOPS], stops[routing.MOST_STOPS :]

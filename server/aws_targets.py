@@ -32,6 +32,27 @@ POISON: Final = frozenset(
 target's trouble: nothing is put aside for it.
 """
 
+TARGETS_TROUBLE: Final = frozenset(
+    {
+        "InternalFailure",
+        "InternalError",
+        "InternalException",
+        "InternalServerError",
+        "InternalServiceError",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "ServiceUnavailable",
+        "ServiceUnavailableException",
+        "AccessDenied",
+        "AccessDeniedException",
+        "InvalidAccountIdException",
+        "NotAuthorizedForSourceException",
+    }
+)
+"""What is said of one event and is no fault of it: it is sent again, and never a dead letter for that. Besides
+throttling, and whatever SQS does not call the sender's fault.
+"""
+
 
 class EventBridge:
     """A bus of Amazon EventBridge. ``Source`` is ``fixnado``, ``DetailType`` the event's type, ``Detail`` the event."""
@@ -58,7 +79,7 @@ class EventBridge:
             for event in events
         ]
         said = (await self._aws.call("events", "put_events", Entries=entries))["Entries"]
-        return [TAKEN if entry.get("EventId") else _answer(str(entry.get("ErrorCode"))) for entry in said]
+        return [TAKEN if entry.get("EventId") else _answer(entry.get("ErrorCode")) for entry in said]
 
 
 class Sqs:
@@ -81,10 +102,10 @@ class Sqs:
         taken = {entry["Id"] for entry in said.get("Successful", ())}
         answers = []
         for entry in entries:
-            place = entry["Id"]
+            why = failed.get(entry["Id"], {})
             # What the answer does not name is not known to be there: it is sent again.
-            code = str(failed[place]["Code"]) if place in failed else "ThrottlingException"
-            answers.append(TAKEN if place in taken else _answer(code))
+            answer = _answer(why.get("Code"), senders_fault=why.get("SenderFault", True))
+            answers.append(TAKEN if entry["Id"] in taken else answer)
         return answers
 
     def _entry(self, place: str, event: Outgoing) -> dict[str, Any]:
@@ -123,5 +144,10 @@ async def _sent(put: Any, events: Sequence[Outgoing]) -> Sequence[Answer]:
     return [(await _sent(put, [event]))[0] for event in events]
 
 
-def _answer(code: str) -> Answer:
-    return Answer(Verdict.BUSY if is_throttling(code) else Verdict.REFUSED, code)
+def _answer(code: str | None, *, senders_fault: bool = True) -> Answer:
+    """What is said of one event; without a code nothing is, and it is sent again.
+
+    A code that nobody knows is a refusal: were it not, one event could hold up all others.
+    """
+    refused = code is not None and senders_fault and code not in TARGETS_TROUBLE and not is_throttling(code)
+    return Answer(Verdict.REFUSED if refused else Verdict.BUSY, code or "unnamed")

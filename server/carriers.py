@@ -2,7 +2,8 @@
 
 A :class:`Route` is a medium's carriers in order of preference. Each has a circuit of its own: one that failed a few
 times in a row is passed over at once, and tried again after a pause. So a parcel goes by the first carrier that takes
-it, and a carrier that is away costs nobody more than its time-out, and that only a few times.
+it, and a carrier that is away costs nobody more than its time-out, and that only a few times. What a carrier says of
+one parcel is no failure of it: a number that nobody can send to keeps nobody else's text messages back.
 
 Every carrier bounds its call; nothing here is on anybody's request path.
 """
@@ -18,10 +19,13 @@ from typing import Any, Protocol
 import httpx
 
 from domain.errors import Unavailable
-from server.aws import Aws, Circuit
+from server.aws import Aws, AwsRefusal, Circuit
 from server.telemetry import logger
 
 log = logger(__name__)
+
+MOST_CARRIERS = 2
+"""Of one medium: each may take its whole time before the next is asked."""
 
 CALL_SECONDS = 8.0
 FAILURES_TO_OPEN = 3
@@ -32,6 +36,15 @@ SENDGRID = "https://api.sendgrid.com"
 
 TWILIO_NO_SUCH_RECIPIENT = frozenset({21211, 21214, 21217, 21408, 21610, 21612, 21614})
 """Invalid, unreachable or unsubscribed numbers: https://www.twilio.com/docs/api/errors."""
+
+AWS_NO_SUCH_RECIPIENT = frozenset({"InvalidParameter", "InvalidParameterValue", "InvalidParameterException"})
+"""What SES says of an address that is none, and SNS of a number that is none or has opted out."""
+
+AWS_NOT_THIS = frozenset({"MessageRejected", "ValidationError", "ValidationException"})
+"""What it will not send, while it sends others."""
+
+ABOUT_ONE = frozenset({400, 404, 409, 410, 413, 415, 422})
+"""HTTP statuses that speak of the request; others of the account, the rate or the carrier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,10 @@ class Undeliverable(Exception):
         self.reason = reason
 
 
+class Refused(Unavailable):
+    """The carrier is there, and does not take this parcel. Another one may."""
+
+
 class Carrier(Protocol):
     """Takes parcels of one medium."""
 
@@ -82,30 +99,37 @@ class Carrier(Protocol):
         """Hands it over; returns the carrier's id for it.
 
         Raises:
+            Refused: not this one.
             Unavailable: not this time.
             Undeliverable: not to this address, ever.
         """
 
 
 class Route:
-    """The carriers of one medium, the preferred one first."""
+    """The carriers of one medium, the preferred one first; :data:`MOST_CARRIERS` at most."""
 
     def __init__(self, carriers: Sequence[Carrier], *, open_seconds: float | None = None) -> None:
+        assert len(carriers) <= MOST_CARRIERS, "more would outlast a courier's claim"
         self._carriers = [(carrier, Circuit(FAILURES_TO_OPEN, open_seconds or OPEN_SECONDS)) for carrier in carriers]
 
     async def carry(self, parcel: Parcel) -> Taken:
         """Hands the parcel to the first carrier that takes it.
 
         Raises:
+            Refused: none does, and at least one is there.
             Unavailable: none does, now.
             Undeliverable: one that answers says that nobody is there.
         """
+        none_takes_it = Unavailable()
         for carrier, circuit in self._carriers:
             if not circuit.lets_through():
                 continue
             try:
                 async with asyncio.timeout(CALL_SECONDS):
                     reference = await carrier.carry(parcel)
+            except Refused as error:
+                circuit.note(well=True)
+                none_takes_it = error
             except (Unavailable, TimeoutError):
                 circuit.note(well=False)
                 log.warning("carrier_failed", carrier=carrier.name)
@@ -115,7 +139,7 @@ class Route:
             else:
                 circuit.note(well=True)
                 return Taken(carrier.name, reference)
-        raise Unavailable
+        raise none_takes_it
 
 
 class SesMail:
@@ -128,7 +152,8 @@ class SesMail:
         self._sender = sender
 
     async def carry(self, parcel: Parcel) -> str | None:
-        answer = await self._aws.call(
+        answer = await _sent(
+            self._aws,
             "ses",
             "send_email",
             Source=self._sender,
@@ -151,10 +176,26 @@ class SnsText:
 
     async def carry(self, parcel: Parcel) -> str | None:
         kind = {"AWS.SNS.SMS.SMSType": {"DataType": "String", "StringValue": "Transactional"}}
-        answer = await self._aws.call(
-            "sns", "publish", PhoneNumber=parcel.to, Message=parcel.text, MessageAttributes=kind
+        answer = await _sent(
+            self._aws, "sns", "publish", PhoneNumber=parcel.to, Message=parcel.text, MessageAttributes=kind
         )
         return str(answer["MessageId"])
+
+
+async def _sent(aws: Aws, service: str, operation: str, **params: Any) -> Any:
+    """What AWS says to one parcel.
+
+    Raises:
+        Undeliverable, Refused, Unavailable: as :meth:`Carrier.carry`.
+    """
+    try:
+        return await aws.call(service, operation, **params)
+    except AwsRefusal as error:
+        if error.reason in AWS_NO_SUCH_RECIPIENT:
+            raise Undeliverable(f"{service} {error.reason}") from error
+        if error.reason in AWS_NOT_THIS:
+            raise Refused from error
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,17 +275,28 @@ class SendGridMail:
                 "tracking_settings": {"click_tracking": {"enable": False}, "open_tracking": {"enable": False}},
             },
         )
+        if answer.status_code == 400 and _names_recipient(json_of(answer)):
+            raise Undeliverable("sendgrid 400")
         if not answer.is_success:
             raise refused(self.name, answer)
         reference: str | None = answer.headers.get("x-message-id")
         return reference
 
 
+def _names_recipient(shape: Mapping[str, Any]) -> bool:
+    """Whether what SendGrid finds wrong is the address; ours are all in ``personalizations.0.to.0``."""
+    errors = shape.get("errors")
+    fields = [str(error.get("field")) for error in errors or () if isinstance(error, dict)]
+    return any(field.startswith("personalizations.0.to") for field in fields)
+
+
 def client() -> httpx.AsyncClient:
-    """For calls to carriers: bounded in time and connections. Its owner closes it."""
+    """For calls to carriers: bounded in time and connections, of which each device of a person takes one for a moment.
+    Its owner closes it.
+    """
     return httpx.AsyncClient(
         timeout=httpx.Timeout(5.0, connect=2.0),
-        limits=httpx.Limits(max_connections=20, max_keepalive_connections=10),
+        limits=httpx.Limits(max_connections=100, max_keepalive_connections=20),
         follow_redirects=False,
     )
 
@@ -273,4 +325,4 @@ def json_of(answer: httpx.Response) -> Mapping[str, Any]:
 def refused(carrier: str, answer: httpx.Response) -> Unavailable:
     """The error for an answer that is none of the above. Its text may quote addresses, so it stays out of the log."""
     log.warning("carrier_refused", carrier=carrier, status=answer.status_code)
-    return Unavailable()
+    return Refused() if answer.status_code in ABOUT_ONE else Unavailable()

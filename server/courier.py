@@ -2,7 +2,8 @@
 
 What is decided is decided in :mod:`domain.reaching`, in transactions of its own; calls to carriers are outside of them.
 A courier that dies leaves its deliveries to the next one. While a carrier is away, deliveries wait in the database, and
-nobody else waits for anything.
+nobody else waits for anything. One delivery takes :data:`DELIVERY_SECONDS` at most, so that how it went is noted while
+it is still this courier's.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from domain.letters import Medium
 from domain.notifications import DeliveryStatus
 from domain.ports import Clock, Vault
 from domain.proofs import DESTINATION
-from domain.reaching import Errand, Report
+from domain.reaching import CLAIM_SECONDS, Errand, Report
 from domain.types import Origin, new_id
 from persistence.database import Database
 from persistence.repositories import SqlUnitOfWork
 from persistence.repositories.notifications import prune_notifications
 from persistence.unit_of_work import Transactions
-from server.carriers import Parcel, Route, Undeliverable
+from server.carriers import Parcel, Route, Taken, Undeliverable
 from server.fcm import Gone
 from server.telemetry import Metrics, correlated, logger
 from server.workers import pause
@@ -36,6 +37,14 @@ log = logger(__name__)
 
 AT_ONCE = 32
 """Deliveries on their way, at most."""
+
+DELIVERY_SECONDS = CLAIM_SECONDS / 2
+"""For one delivery, to all devices of the person. Its carriers' time-outs come to less, and so does opening the seal of
+a telephone number.
+"""
+
+STOP_SECONDS = 2.0
+"""For deliveries on their way when the process ends; then they are cut off, and another courier's after their claim."""
 
 LOOK_SECONDS = 1.0
 """Deliveries that other nodes have planned are noticed within this."""
@@ -72,9 +81,7 @@ class Courier:
                     continue
                 await self._rest(stop)
         finally:
-            # Each is bounded by its carriers' time-outs; one that is cut off is abandoned, and claimed again.
-            if self._carrying:
-                await asyncio.wait(self._carrying)
+            await self._finish()
 
     async def run_once(self) -> bool:
         """Takes what is due and may leave; whether there may be more. Does not wait for carriers."""
@@ -97,6 +104,16 @@ class Courier:
         while self._carrying:
             await asyncio.wait(set(self._carrying))
 
+    async def _finish(self) -> None:
+        carrying = set(self._carrying)
+        try:
+            if carrying:
+                await asyncio.wait(carrying, timeout=STOP_SECONDS)
+        finally:
+            for task in carrying:
+                task.cancel()
+            await asyncio.gather(*carrying, return_exceptions=True)
+
     def _done(self, task: asyncio.Task[None]) -> None:
         self._carrying.discard(task)
         self._freed.set()
@@ -117,16 +134,18 @@ class Courier:
     async def _deliver(self, errand: Errand, origin: Origin) -> None:
         medium, about = errand.delivery.medium, errand.notification
         with correlated(origin):
+            report: Report | None = None
+            gone: list[str] = []
             try:
-                report, gone = await self._carried(errand)
+                async with asyncio.timeout(DELIVERY_SECONDS):
+                    report, gone = await self._carried(errand)
             except Exception:
-                # Whatever it was: the delivery is tried again when its claim runs out.
+                # Whatever it was: as when no carrier is there, it is tried again later.
                 log.exception("delivery_failed", notification=about.id, medium=medium.value)
-                return
             self._metrics.reached(medium.value, report.status.value if report else "put_off")
 
             async def note(ctx: Context) -> None:
-                for token_hash in gone:
+                for token_hash in sorted(gone):
                     await ctx.uow.notifications.remove_push_token(token_hash)
                 await reaching.note(ctx, about.id, medium, report)
 
@@ -134,6 +153,9 @@ class Courier:
                 await self._desk.run_as_system(note, origin)
             except Unavailable:
                 log.warning("delivery_not_noted", notification=about.id, medium=medium.value)
+            except Exception:
+                # A defect, of this one note: the delivery is claimed again, and the others go on.
+                log.exception("delivery_not_noted", notification=about.id, medium=medium.value)
 
     async def _carried(self, errand: Errand) -> tuple[Report | None, list[str]]:
         """What the carrier says, ``None`` when no one takes it now; and the devices that are gone."""
@@ -155,25 +177,18 @@ class Courier:
         return Report(DeliveryStatus.HANDED_OVER, taken.carrier, taken.reference), []
 
     async def _push(self, route: Route, errand: Errand) -> tuple[Report | None, list[str]]:
-        """To every device of the person; one that takes it is enough."""
-        gone: list[str] = []
-        taken: Report | None = None
-        reason: str | None = None
-        away = False
-        for token in errand.tokens:
-            try:
-                by = await route.carry(_parcel(errand, token.token))
-            except Unavailable:
-                away = True
-            except Undeliverable as error:
-                if isinstance(error, Gone):
-                    gone.append(token.token_hash)
-                reason = error.reason
-            else:
-                taken = taken or Report(DeliveryStatus.HANDED_OVER, by.carrier, by.reference)
-        if taken is None and not away:
-            taken = Report(DeliveryStatus.FAILED, reason=reason)
-        return taken, gone
+        """To all devices of the person together; one that takes it is enough."""
+        async with asyncio.TaskGroup() as group:
+            pushes = [group.create_task(_pushed(route, _parcel(errand, token.token))) for token in errand.tokens]
+        said = [push.result() for push in pushes]
+        gone = [token.token_hash for token, answer in zip(errand.tokens, said, strict=True) if isinstance(answer, Gone)]
+        for answer in said:
+            if isinstance(answer, Taken):
+                return Report(DeliveryStatus.HANDED_OVER, answer.carrier, answer.reference), gone
+        if None in said:
+            return None, gone
+        reason = next((answer.reason for answer in said if isinstance(answer, Undeliverable)), None)
+        return Report(DeliveryStatus.FAILED, reason=reason), gone
 
 
 class NotificationPruner:
@@ -196,6 +211,16 @@ class NotificationPruner:
 
 async def _claim(limit: int, ctx: Context) -> tuple[int, list[Errand]]:
     return await reaching.claim(ctx, limit)
+
+
+async def _pushed(route: Route, parcel: Parcel) -> Taken | Undeliverable | None:
+    """What is said of one device; ``None``: no carrier takes it now."""
+    try:
+        return await route.carry(parcel)
+    except Undeliverable as error:
+        return error
+    except Unavailable:
+        return None
 
 
 def _parcel(errand: Errand, to: str) -> Parcel:

@@ -55,7 +55,7 @@ def event_commands(settings: Callable[[], Settings], console: Console) -> typer.
         ] = None,
         target: Annotated[TargetName, typer.Option(help="To whom.")] = TargetName.ALL,
         dead_letters: Annotated[
-            bool, typer.Option("--dead-letters", help="Instead: what was refused too often, whenever that was.")
+            bool, typer.Option("--dead-letters", help="Instead: what was refused too often, all of it.")
         ] = False,
     ) -> None:
         """Tell EventBridge and SQS again, in order, what was written to the log in a time.
@@ -64,6 +64,8 @@ def event_commands(settings: Callable[[], Settings], console: Console) -> typer.
         """
         if (since is None) is not dead_letters:
             raise SettingsError("say since when, with --from; or --dead-letters")
+        if dead_letters and (channel is not None or until is not None):
+            raise SettingsError("--dead-letters are of all channels and times: leave out --channel and --to")
         again = Replay(settings(), console, channel, frozenset(types or ()))
         if dead_letters:
             asyncio.run(again.dead_letters(target))

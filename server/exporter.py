@@ -12,6 +12,8 @@ durable cursor, as a node does that tails; no request waits for it, and its memo
   source goes on.
 * **A target that is away is not a refusal.** Then nothing is put aside or counted: the exporter waits, each time
   longer, and the log keeps the events.
+* **What the log no longer has is not passed over in silence.** Sequences have no gaps, so entries that retention took
+  before they were told are counted, and an error in the process's log says between which sequences they were.
 
 Not told: entries of the nodes' own ``control`` channel, and events of class ``latest``, of which only the newest
 matters.
@@ -113,6 +115,7 @@ class ExportOptions:
         tries: refusals after which an event is a dead letter.
         batch_entries: of the log, read at once.
         first_pause_seconds, longest_pause_seconds: between tries of a held event, and while the target is away.
+        measure_seconds: between two counts of what is behind and held.
     """
 
     tries: int = 10
@@ -122,6 +125,7 @@ class ExportOptions:
     takeover_seconds: float = 2.0
     first_pause_seconds: float = 1.0
     longest_pause_seconds: float = 300.0
+    measure_seconds: float = 1.0
 
 
 class ExportMetrics:
@@ -136,6 +140,7 @@ class ExportMetrics:
 
         self.events = counter("export_events", "Events for other systems, by what became of them.", "outcome")
         self.failures = counter("export_failures", "Runs that failed because the target, or the database, was away.")
+        self.pruned = counter("export_pruned_entries", "Log entries that retention took before the target was told.")
         self.behind = gauge("export_behind_entries", "Log entries that the target has not been told.")
         self.lag_seconds = gauge("export_lag_seconds", "Age of the oldest event that is being told; 0 when none waits.")
         self.held = gauge("export_held_events", "Events that were refused, or wait behind one that was.")
@@ -225,6 +230,8 @@ class Exporter:
         self._read_to = self._cursor
         self._waiting: list[Outgoing] = []
         self._aside: list[Held] = []
+        self._pruned = 0
+        self._measure_at = 0.0
 
     @property
     def leading(self) -> bool:
@@ -243,7 +250,8 @@ class Exporter:
                     self._metrics.failures.labels(self._target.name).inc()
                     if isinstance(error, Superseded):
                         self._forget()
-                    longest = min(0.2 * 2**failed_in_a_row, options.longest_pause_seconds / 10)
+                    # Past every bound long before the exponent is: an outage may last for days.
+                    longest = min(0.2 * 2 ** min(failed_in_a_row, 30), options.longest_pause_seconds / 10)
                     rest = random.uniform(longest / 2, longest)
                     failed_in_a_row += 1
                     log.warning("export_failed", target=self._target.name, again_in_seconds=round(rest, 2))
@@ -261,23 +269,28 @@ class Exporter:
         token = await self._lead()
         if token is None:
             return False
+        more = False
         if not self._waiting and not self._aside and self._read_to == self._cursor:
-            await self._retry(token)
+            more = await self._retry(token)
             await self._read()
         try:
             await self._tell(token)
         finally:
             await self._measure()
         if self._read_to == self._cursor:
-            return False
+            return more
         try:
             await self._store.commit(token, self._read_to, self._aside)
         except Unavailable:
             # It may be done or not: the database knows, so it is asked before anything else is told.
             self._forget()
             raise
+        if self._pruned:
+            after, up_to = self._cursor.sequence, self._read_to.sequence
+            log.error("export_pruned", target=self._target.name, entries=self._pruned, after=after, up_to=up_to)
+            self._metrics.pruned.labels(self._target.name).inc(self._pruned)
         self._cursor = self._read_to
-        self._aside = []
+        self._aside, self._pruned = [], 0
         return True
 
     # --- leading ------------------------------------------------------------------------------------------------------
@@ -304,7 +317,7 @@ class Exporter:
     def _forget(self) -> None:
         """Somebody else leads now, and knows from the database where to go on."""
         self._token = None
-        self._waiting, self._aside = [], []
+        self._waiting, self._aside, self._pruned = [], [], 0
         self._read_to = self._cursor
         for gauge in (self._metrics.behind, self._metrics.lag_seconds):
             gauge.labels(self._target.name).set(0)
@@ -326,6 +339,7 @@ class Exporter:
         events = events_of(entries, self._cursor.event_id)
         last_id = events[-1].id if events else self._cursor.event_id
         self._read_to = Cursor(entries[-1].sequence, last_id)
+        self._pruned = self._read_to.sequence - self._cursor.sequence - len(entries)
         blocked = await self._store.blocked({event.source for event in events})
         for event in events:
             if event.source in blocked:
@@ -368,13 +382,15 @@ class Exporter:
         self._aside.append(self._judged(held, now) if not dead else replace(held, dead_at=now))
         self._count("dead" if dead else "held", 1)
 
-    async def _retry(self, token: int) -> None:
-        """One call with held events that are due, the first of each source."""
+    async def _retry(self, token: int) -> bool:
+        """One call with held events that are due, the first of each source; whether there is something behind one of
+        them that may go now.
+        """
         now = self._clock.now()
         due = {event.sequence: event for event in await self._store.due(now, MOST_IN_A_CALL)}
         call = next_call([outgoing(event.sequence, event.event) for event in due.values()])
         if not call:
-            return
+            return False
         answers = await self._target.send(call)
         told: list[Held] = []
         again: list[Held] = []
@@ -392,6 +408,7 @@ class Exporter:
                 log.error("export_dead_letter", target=self._target.name, sequence=held.sequence, why=held.error)
         if any(answer.verdict is Verdict.BUSY for answer in answers):
             raise Busy
+        return bool(told) or any(held.dead_at is not None for held in again)
 
     def _judged(self, held: Held, now: datetime) -> Held:
         """When it is tried again, or that it is not."""
@@ -411,6 +428,10 @@ class Exporter:
         oldest = min((datetime.fromisoformat(event.time) for event in self._waiting[:1]), default=None)
         lag_seconds = (self._clock.now() - oldest).total_seconds() if oldest is not None else 0.0
         self._metrics.lag_seconds.labels(name).set(max(0.0, lag_seconds))
+        now = asyncio.get_running_loop().time()
+        if now < self._measure_at:
+            return
+        self._measure_at = now + self._options.measure_seconds
         stats = await self._store.stats()
         self._metrics.behind.labels(name).set(stats.behind)
         self._metrics.held.labels(name).set(stats.held)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 import jwt
 
-from server.carriers import Parcel, Undeliverable, asked, json_of, refused
+from server.carriers import Parcel, Refused, Undeliverable, asked, json_of, refused
 
 FCM: Final = "https://fcm.googleapis.com"
 SCOPE: Final = "https://www.googleapis.com/auth/firebase.messaging"
@@ -91,9 +91,12 @@ class FcmPush:
         shape = json_of(answer)
         if answer.is_success:
             return str(shape.get("name", ""))
+        code = _error_code(shape)
+        if code == "THIRD_PARTY_AUTH_ERROR":
+            # A certificate for Apple's or the browsers' service is missing: other devices are pushed to nevertheless.
+            raise Refused
         if answer.status_code == 401:
             self._token_until = 0.0
-        code = _error_code(shape)
         if code in {"UNREGISTERED", "SENDER_ID_MISMATCH"}:
             raise Gone(code.lower())
         if answer.status_code == 400:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from domain.errors import Unavailable
 from domain.letters import Letter, LetterKind, Medium
-from server.carriers import Parcel, Route, Undeliverable
+from server.carriers import Parcel, Refused, Route, Undeliverable
 from server.telemetry import Metrics, logger
 
 log = logger(__name__)
@@ -63,6 +63,7 @@ class PostOffice(Protocol):
 
         Raises:
             Unavailable: it was not, this time.
+            Undeliverable, Refused: not this letter; others are taken.
         """
 
 
@@ -105,6 +106,10 @@ class QueuedMessenger:
         for tried in range(1, TRIES + 1):
             try:
                 await self._office.post(letter)
+            except (Undeliverable, Refused):
+                # One wrong number must not take everybody else's codes away.
+                self._note(letter.medium, well=True)
+                break
             except Unavailable:
                 self._note(letter.medium, well=False)
                 if tried < TRIES:
@@ -134,10 +139,7 @@ class RoutedPost:
         route = self._routes.get(letter.medium)
         if route is None:
             raise Unavailable
-        try:
-            await route.carry(Parcel(letter.to, SUBJECTS[letter.kind], text_of(letter)))
-        except Undeliverable as error:
-            raise Unavailable from error
+        await route.carry(Parcel(letter.to, SUBJECTS[letter.kind], text_of(letter)))
 
 
 class LocalPost:

@@ -19,10 +19,10 @@ from domain.identity import Actor, MembershipRole, SignIn
 from domain.letters import Medium
 from domain.notifications import Category, DeliveryStatus, Preferences
 from domain.policy import Policy
-from domain.reaching import MOST_TRIES, Report
+from domain.reaching import Report
 from domain.types import JSON
 from persistence import tables
-from persistence.repositories.notifications import prune_notifications
+from persistence.repositories.notifications import SqlNotifications, prune_notifications
 from tests.domain.marketplace import Firm, Marketplace, refused
 
 PUSH, SMS, EMAIL = Medium.PUSH, Medium.SMS, Medium.EMAIL
@@ -368,13 +368,97 @@ async def test_who_cannot_be_reached_by_a_medium_is_reached_by_the_next(street: 
 # --- hand-over --------------------------------------------------------------------------------------------------------
 
 
-async def test_delivery_that_nobody_took_comes_again_ever_later_and_then_fails(street: Street) -> None:
-    street.report = None
+async def message_by_push_alone(street: Street) -> Actor:
     customer, firm, booking_id = await talk(street)
     await street.market.call(customer, "notification.set_preferences", media={"message": ["push"]})
     await say(street, firm, booking_id)
-    assert len(await street.advance(600)) == MOST_TRIES
+    return customer
+
+
+async def test_delivery_outlives_an_outage_of_its_carrier(street: Street) -> None:
+    street.report = None
+    customer = await message_by_push_alone(street)
+    tries = len(await street.advance(1800))
+    assert 12 <= tries <= 24, "ever later, but never more than five minutes later"
+    assert (await street.deliveries())["push"] == ("waiting", "no_carrier")
+    street.report = TAKEN
+    assert await street.advance(301) == [(customer.user_id, PUSH, "message")]
+    assert (await street.deliveries())["push"] == ("handed_over", None)
+
+
+async def test_delivery_that_nobody_took_fails_when_its_notification_expires(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaching, "KEPT_HOURS", 0.1)
+    street.report = None
+    await message_by_push_alone(street)
+    await street.advance(360 + 301)
     assert (await street.deliveries())["push"] == ("failed", "no_carrier")
+    (ended,) = await street.market.events("notification.ended")
+    assert ended.data["notification"]["ended_reason"] == "expired"
+
+
+async def test_delivery_that_was_tried_very_often_can_be_put_off(street: Street) -> None:
+    street.report = None
+    await message_by_push_alone(street)
+    await street.advance(6)
+    often = tables.deliveries.update().where(tables.deliveries.c.medium == "push").values(attempts=2_000)
+    await street.market.write(lambda uow: uow.connection.execute(often))
+    await street.advance(301)
+    assert (await street.deliveries())["push"] == ("waiting", "no_carrier")
+
+
+async def test_notification_that_is_read_while_another_is_raised_ends_once(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer, firm, booking_id = await talk(street)
+    await say(street, firm, booking_id)
+    await street.advance(6)
+    market = street.market
+    (raised,) = await market.events("notification.raised")
+    found = await market.transactions.read(
+        lambda uow: uow.notifications.open_in(customer.user_id, f"conversation/{booking_id}")
+    )
+    await market.call(customer, "message.read", conversation_id=booking_id, offset=1)
+    await market.call(customer, "notification.read", notification_id=raised.data["notification_id"])
+
+    async def before_that(*_: Any) -> Any:
+        return found
+
+    monkeypatch.setattr(SqlNotifications, "open_in", before_that)
+    await say(street, firm, booking_id)
+    assert [sent[1] for sent in await street.advance(31)] == [PUSH, SMS]
+    (ended,) = await market.events("notification.ended")
+    assert (ended.data["notification"]["ended_reason"], ended.data["notification"]["version"]) == ("read", 2)
+
+
+async def test_couriers_lock_notifications_by_id_whatever_was_due_first(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = street.market
+    firm = await market.firm()
+    for _ in range(3):
+        await reachable(street, await market.member(firm))
+    await market.book(await market.customer())
+    await market.advance(6)
+    rows = await market.rows(select(tables.notifications.c.id).order_by(tables.notifications.c.id.desc()))
+    for number, row in enumerate(rows):
+        due = tables.deliveries.update().where(
+            tables.deliveries.c.notification_id == row.id, tables.deliveries.c.medium == "push"
+        )
+        at = market.clock.now() - timedelta(seconds=60 - number)
+        await market.write(lambda uow, due=due, at=at: uow.connection.execute(due.values(due_at=at)))  # type: ignore[misc]
+    locked: list[str] = []
+    lock = SqlNotifications.lock
+
+    async def noted(self: SqlNotifications, notification_id: str) -> Any:
+        locked.append(notification_id)
+        return await lock(self, notification_id)
+
+    monkeypatch.setattr(SqlNotifications, "lock", noted)
+    await market.as_system(lambda ctx: reaching.claim(ctx, 50))
+    assert len(set(locked)) == len(rows) >= 3
+    assert locked == sorted(locked)
 
 
 async def test_courier_that_dies_leaves_its_deliveries_to_the_next(street: Street) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import permutations
 from typing import Any
 
@@ -90,6 +90,35 @@ async def test_days_jobs_are_put_in_order_with_the_reasons(market: Marketplace) 
     other_day = await market.call(operator, "route.plan", provider_id=firm.provider_id, day="2026-11-25T12:00:00Z")
     assert [visit["booking_id"] for visit in other_day["visits"]] == [tomorrow]
     assert await refused(market.call(firm.person, "route.plan", day="2026-11-25")) == "invalid_params"
+
+
+async def test_day_is_the_providers_own_also_when_clocks_change(market: Marketplace) -> None:
+    market.clock.moment = datetime(2026, 10, 24, 9, 0, tzinfo=UTC)
+    customer, firm = await market.customer(), await market.firm()
+    # In London clocks go back on the 25th, so it lasts from 23:00 UTC of the day before to the end of the day in UTC.
+    before, first, last, after = [
+        await market.book_slot(customer, in_hours=hours, hours=0.5) for hours in (13.5, 14.5, 38.5, 39.5)
+    ]
+    for job in (before, first, last, after):
+        await market.accept(firm, job)
+
+    async def planned(day: str) -> list[str]:
+        plan = await market.call(firm.person, "route.plan", day=day)
+        assert plan["day"] == "2026-10-25"
+        return [visit["booking_id"] for visit in plan["visits"]]
+
+    assert await planned("2026-10-25T12:00:00Z") == [last], "without rules a day is one in UTC"
+    hours = {"rrule": "FREQ=DAILY", "tzid": "Europe/London", "dtstart": "2026-01-05T08:00", "duration_minutes": 540}
+    await market.call(
+        firm.person,
+        "availability.set_rules",
+        provider_id=firm.provider_id,
+        rules=[hours],
+        travel_buffer_minutes=0,
+        version=0,
+    )
+    for moment in ("2026-10-24T23:00:00Z", "2026-10-25T12:00:00Z", "2026-10-25T23:59:59Z"):
+        assert await planned(moment) == [first, last]
 
 
 async def test_job_under_way_is_first_and_its_remaining_work_counts(market: Marketplace) -> None:

@@ -30,6 +30,7 @@ class Carriers:
     Attributes:
         well: which of ``fcm``, ``twilio`` and ``sendgrid`` work; others answer 503.
         gone: device tokens that FCM no longer knows.
+        uncertified: device tokens of a service that FCM may not send to.
         wrong: what was wrong with requests; a test ends with it empty.
     """
 
@@ -37,6 +38,7 @@ class Carriers:
         self.url = ""
         self.well = {"fcm", "twilio", "sendgrid"}
         self.gone: set[str] = set()
+        self.uncertified: set[str] = set()
         self.tokens_issued = 0
         self.pushes: list[JSON] = []
         self.texts: list[dict[str, str]] = []
@@ -93,8 +95,9 @@ class Carriers:
         self._check(message["android"]["ttl"].removesuffix("s").isdigit(), "time to live")
         self._check(len(message["apns"]["headers"]["apns-collapse-id"]) <= 64, "collapse id")
         if message["token"] in self.gone:
-            details = [{"@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError", "errorCode": "UNREGISTERED"}]
-            return web.json_response({"error": {"status": "NOT_FOUND", "details": details}}, status=404)
+            return _fcm_error("NOT_FOUND", "UNREGISTERED", 404)
+        if message["token"] in self.uncertified:
+            return _fcm_error("UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR", 401)
         self.pushes.append(message)
         return web.json_response({"name": f"projects/fixnado-test/messages/{len(self.pushes)}"})
 
@@ -123,6 +126,11 @@ class Carriers:
         self._check(not mail["tracking_settings"]["click_tracking"]["enable"], "no tracking")
         self.mails.append(mail)
         return web.Response(status=202, headers={"X-Message-Id": f"sg-{len(self.mails)}"})
+
+
+def _fcm_error(status: str, code: str, http_status: int) -> web.Response:
+    details = [{"@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError", "errorCode": code}]
+    return web.json_response({"error": {"status": status, "details": details}}, status=http_status)
 
 
 @asynccontextmanager

@@ -6,14 +6,30 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
 
 import httpx
 import pytest
 
 from domain.errors import Unavailable
 from domain.letters import Letter, LetterKind, Medium
+from domain.types import JSON
 from domain.wording import WORDINGS, harmless_word, worded
-from server.carriers import Parcel, Route, SendGridMail, TwilioAccount, TwilioText, Undeliverable, client
+from server.aws import AwsRefusal
+from server.carriers import (
+    FAILURES_TO_OPEN,
+    Parcel,
+    Refused,
+    Route,
+    SendGridMail,
+    SesMail,
+    SnsText,
+    TwilioAccount,
+    TwilioText,
+    Undeliverable,
+    client,
+)
 from server.fcm import FcmPush, Gone, ServiceAccount
 from server.messengers import RoutedPost
 from tests.server.carrier_stubs import (
@@ -160,6 +176,78 @@ async def test_recipient_that_is_not_there_is_nobody_elses_to_try(http: httpx.As
     with pytest.raises(Undeliverable):
         await Route([twilio(http, stubs), second]).carry(parcel("+440000000000"))
     assert second.asked == 0
+
+
+class RefusingAws:
+    """AWS that says no with a code."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+        self.asked = 0
+
+    async def call(self, *_: str, **__: Any) -> Any:
+        self.asked += 1
+        raise AwsRefusal(self.code)
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "asked"),
+    [
+        ("InvalidParameter", Undeliverable, 9),
+        ("InvalidParameterValue", Undeliverable, 9),
+        ("MessageRejected", Refused, 9),
+        ("AccessDenied", Unavailable, FAILURES_TO_OPEN),
+        ("Throttling", Unavailable, FAILURES_TO_OPEN),
+    ],
+)
+@pytest.mark.parametrize("make", [SnsText, partial(SesMail, sender=SENDER)])
+async def test_what_aws_says_of_one_recipient_passes_nobody_elses_parcels_over(
+    make: Any, code: str, error: type[Exception], asked: int
+) -> None:
+    aws = RefusingAws(code)
+    route = Route([make(aws)])
+    for _ in range(9):
+        with pytest.raises(error):
+            await route.carry(parcel("whoever"))
+    assert aws.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (400, {"errors": [{"field": "personalizations.0.to.0.email", "message": "no address"}]}, Undeliverable),
+        (400, {"errors": [{"field": "content.0.value", "message": "empty"}]}, Refused),
+        (413, {}, Refused),
+        (401, {}, Unavailable),
+        (429, {}, Unavailable),
+        (503, {}, Unavailable),
+    ],
+)
+async def test_answer_of_sendgrid_speaks_of_the_parcel_or_of_the_carrier(
+    status: int, body: JSON, error: type[Exception]
+) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, json=body))
+    async with httpx.AsyncClient(transport=transport) as http:
+        with pytest.raises((Unavailable, Undeliverable)) as caught:
+            await SendGridMail(http, SENDGRID_KEY, SENDER).carry(parcel("ann@example.test"))
+    assert caught.type is error
+
+
+async def test_parcel_that_the_first_refuses_goes_by_the_second(http: httpx.AsyncClient, stubs: Carriers) -> None:
+    taken = await Route([Broken(Refused()), sendgrid(http, stubs)]).carry(parcel("ann@example.test"))
+    assert taken.carrier == "sendgrid"
+
+
+async def test_missing_certificate_of_apple_keeps_no_other_device_waiting(
+    http: httpx.AsyncClient, stubs: Carriers
+) -> None:
+    route = Route([fcm(http, stubs)])
+    stubs.uncertified.add("iphone")
+    for _ in range(FAILURES_TO_OPEN):
+        with pytest.raises(Refused):
+            await route.carry(parcel("iphone"))
+    assert (await route.carry(parcel("android"))).carrier == "fcm"
+    assert stubs.tokens_issued == 1
 
 
 async def test_all_away_is_unavailable(http: httpx.AsyncClient, stubs: Carriers) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from structlog.testing import capture_logs
 
 from channels import protocol, topics
 from domain.errors import Unavailable
@@ -17,8 +19,8 @@ from domain.events import Audience, Event, EventClass
 from domain.log import Entry
 from domain.types import JSON, Origin, new_id
 from persistence.database import Database, DatabaseOptions
-from persistence.export import Cursor, ExportStore, Superseded
-from persistence.log import SqlEventLog
+from persistence.export import Cursor, ExportStats, ExportStore, Superseded
+from persistence.log import SqlEventLog, prune
 from persistence.migrate import upgrade
 from persistence.sequencer import Sequencer
 from persistence.unit_of_work import Transactions, UnitOfWork
@@ -42,7 +44,7 @@ from server.exporter import (
 
 ORIGIN = Origin("corr-1", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 OPTIONS = DatabaseOptions(tls="off")
-QUICK = ExportOptions(tries=3, first_pause_seconds=0.0, batch_entries=100)
+QUICK = ExportOptions(tries=3, first_pause_seconds=0.0, batch_entries=100, measure_seconds=0.0)
 
 
 class Partner:
@@ -272,6 +274,83 @@ async def test_refused_event_is_tried_again_later_and_later(works: Works) -> Non
     assert due.attempts == 1
 
 
+async def test_held_events_follow_one_another_without_a_pause(works: Works) -> None:
+    exporter = await works.started()
+    (bad, *_) = await works.happen(*(("a", number) for number in range(8)))
+    works.partner.refuses = lambda event: Answer(Verdict.REFUSED, "no") if event.id == bad else TAKEN
+    await exporter.run_once()
+    assert (await works.store.stats()).held == 8
+    works.partner.refuses = lambda _: TAKEN
+    rounds = [await exporter.run_once() for _ in range(9)]
+    assert rounds == [True] * 8 + [False], "each round says that there may be more, until there is not"
+    assert works.partner.numbers("a") == list(range(8))
+
+
+async def test_dead_letter_lets_its_source_go_on_at_once(works: Works) -> None:
+    exporter = works.exporter(options=replace(QUICK, tries=2))
+    await exporter.run_once()
+    (bad, *_) = await works.happen(("a", 0), ("a", 1))
+    works.partner.refuses = lambda event: Answer(Verdict.REFUSED, "no") if event.id == bad else TAKEN
+    await exporter.run_once()
+    await drain(exporter)
+    assert works.partner.numbers("a") == [1]
+
+
+async def test_what_is_behind_is_counted_once_a_second_at_most(works: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = works.exporter(options=replace(QUICK, measure_seconds=60.0))
+    counted = 0
+    stats = ExportStore.stats
+
+    async def counting(self: ExportStore) -> ExportStats:
+        nonlocal counted
+        counted += 1
+        return await stats(self)
+
+    monkeypatch.setattr(ExportStore, "stats", counting)
+    for _ in range(5):
+        await exporter.run_once()
+    assert counted == 1
+    assert ExportOptions().measure_seconds == 1.0
+
+
+async def test_what_was_pruned_before_it_was_told_is_counted_and_logged(works: Works) -> None:
+    exporter = await works.started()
+    await works.happen(("a", 0), ("b", 0))
+    await drain(exporter)
+    assert works.metric("export_pruned_entries_total") == 0
+    at = (await works.store.take_over(1)).sequence
+    await works.happen(("a", 1), ("b", 1))
+    written = (await works.store.stats()).behind
+    await prune(works.database, datetime.now(UTC) + timedelta(minutes=1), keep=0)
+    await works.happen(("a", 2))
+    with capture_logs() as lines:
+        await drain(exporter)
+    assert (works.partner.numbers("a"), works.partner.numbers("b")) == ([0, 2], [0])
+    assert works.metric("export_pruned_entries_total") == written > 0
+    (line,) = [line for line in lines if line["event"] == "export_pruned"]
+    assert (line["log_level"], line["entries"], line["after"]) == ("error", written, at)
+
+
+async def test_outage_may_last_longer_than_numbers_grow(works: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter, stop, failures = works.exporter(), asyncio.Event(), 0
+
+    async def away(_: Exporter) -> bool:
+        nonlocal failures
+        failures += 1
+        raise Unavailable
+
+    async def no_pause(_: asyncio.Event, seconds: float) -> None:
+        assert 0 < seconds <= 30
+        if failures > 1_100:
+            stop.set()
+
+    monkeypatch.setattr(Exporter, "run_once", away)
+    monkeypatch.setattr("server.exporter.pause", no_pause)
+    with capture_logs():
+        await exporter.run(stop)
+    assert failures == 1_101
+
+
 async def test_target_that_is_away_counts_as_no_refusal(works: Works) -> None:
     exporter = await works.started()
     await works.happen(*(("a", number) for number in range(3)), ("b", 0))
@@ -416,20 +495,36 @@ BUSY = Answer(Verdict.BUSY, "ThrottlingException")
 
 
 async def test_eventbridge_answers_entry_by_entry() -> None:
-    entries = [{"EventId": "e"}, {"ErrorCode": "ThrottlingException"}, {"ErrorCode": "InternalFailure"}]
+    entries = [{"EventId": "e"}, {"ErrorCode": "ThrottlingException"}, {"ErrorCode": "MalformedDetail"}]
     aws: Any = ScriptedAws({"FailedEntryCount": 2, "Entries": entries})
     answers = await EventBridge(aws, "bus").send(EVENTS)
-    assert answers == [TAKEN, BUSY, Answer(Verdict.REFUSED, "InternalFailure")]
+    assert answers == [TAKEN, BUSY, Answer(Verdict.REFUSED, "MalformedDetail")]
     assert aws.asked[0]["Entries"][0]["DetailType"] == "t"
+
+
+@pytest.mark.parametrize("code", ["InternalFailure", "ServiceUnavailable", "AccessDeniedException", None])
+async def test_event_that_eventbridge_could_not_take_now_is_not_refused(code: str | None) -> None:
+    aws: Any = ScriptedAws({"FailedEntryCount": 1, "Entries": [{"ErrorCode": code}]})
+    assert [answer.verdict for answer in await EventBridge(aws, "bus").send(EVENTS[:1])] == [Verdict.BUSY]
 
 
 async def test_sqs_answers_by_id_and_what_it_does_not_name_is_sent_again() -> None:
     said = {"Failed": [{"Id": "0", "Code": "InvalidMessageContents", "SenderFault": True}], "Successful": [{"Id": "2"}]}
     aws: Any = ScriptedAws(said)
     answers = await Sqs(aws, "https://sqs/q.fifo").send(EVENTS)
-    assert answers == [Answer(Verdict.REFUSED, "InvalidMessageContents"), BUSY, TAKEN]
+    assert answers == [
+        Answer(Verdict.REFUSED, "InvalidMessageContents"),
+        Answer(Verdict.BUSY, "unnamed"),
+        TAKEN,
+    ]
     entry = aws.asked[0]["Entries"][1]
     assert (entry["MessageGroupId"], entry["MessageDeduplicationId"]) == ("booking/2", "id-2")
+
+
+@pytest.mark.parametrize("failed", [{"Code": "Odd", "SenderFault": False}, {"Code": "InternalError"}])
+async def test_what_is_no_fault_of_the_sender_is_sent_to_sqs_again(failed: JSON) -> None:
+    aws: Any = ScriptedAws({"Failed": [{"Id": "0", **failed}]})
+    assert [answer.verdict for answer in await Sqs(aws, "https://sqs/q").send(EVENTS[:1])] == [Verdict.BUSY]
 
 
 async def test_call_refused_for_one_event_in_it_is_taken_apart() -> None:

@@ -14,6 +14,7 @@ from domain.identity import Role
 from domain.types import JSON
 from server.aws import Aws, AwsOptions
 from server.cli import cli
+from server.settings import SettingsError
 from tests.server.running import running
 from tests.services import MotoServer
 
@@ -115,3 +116,19 @@ async def test_events_reach_the_queue_and_the_bus_and_can_be_told_again(
     wrong = await fixnado("--from", "yesterday")
     assert "is no time" in str(wrong.exception)
     cloud.aws.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dead-letters", "--channel", "booking:1"], "leave out --channel and --to"),
+        (["--dead-letters", "--to", "2026-11-24T12:00Z"], "leave out --channel and --to"),
+        (["--dead-letters", "--from", "2026-11-24T12:00Z"], "or --dead-letters"),
+        (["--to", "2026-11-24T12:00Z"], "with --from"),
+    ],
+)
+def test_replay_refuses_what_it_would_not_heed(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(cli, ["events", "replay", *words])
+    assert isinstance(done.exception, SettingsError)
+    assert said in str(done.exception)
+    assert "\n" not in str(done.exception)

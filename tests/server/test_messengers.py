@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from domain.errors import Unavailable
 from domain.letters import Letter, LetterKind, Medium
 from server import messengers
+from server.carriers import Refused, Undeliverable
 from server.messengers import SUBJECTS, LocalPost, QueuedMessenger, text_of
 from server.telemetry import Metrics
 from tests.channels.fakes import until
@@ -23,12 +24,17 @@ class Office:
 
     def __init__(self) -> None:
         self.taken: list[Letter] = []
+        self.says: dict[str, Exception] = {}
+        self.asked = 0
         self.well = True
         self.open = asyncio.Event()
         self.open.set()
 
     async def post(self, letter: Letter) -> None:
         await self.open.wait()
+        self.asked += 1
+        if letter.to in self.says:
+            raise self.says[letter.to]
         if not self.well:
             raise Unavailable
         self.taken.append(letter)
@@ -71,6 +77,23 @@ async def test_office_that_is_away_is_said_to_be_and_tried_again_later(monkeypat
     await messenger.send(CODE)
     await until(lambda: CODE in office.taken)
     await messenger.send(CODE)
+    stop.set()
+    await worker
+
+
+@pytest.mark.parametrize("error", [Undeliverable("no such number"), Refused()])
+async def test_letter_to_a_wrong_number_keeps_nobody_elses_back(error: Exception) -> None:
+    office, stop, metrics = Office(), asyncio.Event(), Metrics()
+    office.says[CODE.to] = error
+    messenger = QueuedMessenger(office, metrics)
+    worker = asyncio.ensure_future(messenger.run(stop))
+    for _ in range(messengers.AWAY_AFTER_FAILURES):
+        await messenger.send(CODE)
+    await until(lambda: b'fixnado_letters_total{medium="email",outcome="dropped"} 3.0' in metrics.render())
+    assert office.asked == 3, "none of them is tried again"
+    other = Letter(LetterKind.CODE, Medium.EMAIL, "bob@example.test", "1")
+    await messenger.send(other)
+    await until(lambda: other in office.taken)
     stop.set()
     await worker
 

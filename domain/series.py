@@ -272,7 +272,7 @@ async def create(ctx: Context, params: CreateSeries) -> JSON:
     service = await ctx.uow.market.service(params.service_id)
     if service is None:
         raise InvalidParams.at("service_id", "there is no such service")
-    recurrence = _checked(ctx, params.recurrence)
+    recurrence = _checked(ctx, params.recurrence.recurrence())
     place = Point(params.location.lat, params.location.lon)
     zone = await ctx.uow.market.zone_at(place)
     if zone is None:
@@ -315,16 +315,21 @@ async def edit(ctx: Context, params: EditSeries) -> JSON:
         return await _result(ctx, await _move_one(ctx, series, params))
     if params.recurrence is None:
         raise InvalidParams.at("recurrence", "is needed for this scope")
-    recurrence = _checked(ctx, params.recurrence)
     if params.scope is Scope.ALL:
+        recurrence = _checked(ctx, params.recurrence.recurrence())
         after = replace(series, status=SeriesStatus.ACTIVE, recurrence=recurrence)
         after = await _save(ctx, after, "series.changed")
         await _clear(ctx, after, ctx.now, keep=recurrence)
         await _wake(ctx, after, ctx.now)
         return await _result(ctx, after)
-    since = await _occurrence(ctx, series, params.recurrence_id)
+    since = await _beginning_of_rest(ctx, series, params.recurrence_id)
+    recurrence = _checked(ctx, params.recurrence.recurrence(), since)
+    first = ctx.uow.recurrences.following(recurrence, ctx.now)
+    if first is not None and series.ends_before is not None and first.start >= series.ends_before:
+        raise InvalidParams.at("recurrence.dtstart", "is after the end of the series")
     await _save(ctx, replace(series, ends_before=since), "series.changed")
     await _clear(ctx, series, since)
+    # What follows takes over the rest and no more: where this series ended, another may have begun.
     following = replace(
         series,
         id=new_id(ctx.now),
@@ -346,11 +351,12 @@ async def cancel(ctx: Context, params: CancelSeries) -> JSON:
             await ctx.uow.timers.cancel(f"{SERIES}:{series.id}")
             await _clear(ctx, series, ctx.now)
         return await _result(ctx, series)
-    since = await _occurrence(ctx, series, params.recurrence_id)
     if params.scope is Scope.FUTURE:
+        since = await _beginning_of_rest(ctx, series, params.recurrence_id)
         series = await _save(ctx, replace(series, ends_before=since), "series.changed")
         await _clear(ctx, series, since)
         return await _result(ctx, series)
+    since = await _occurrence(ctx, series, params.recurrence_id)
     instance = await ctx.uow.series.instance(series.id, since)
     if instance is None or instance.status is not InstanceStatus.CANCELLED:
         if instance is not None:
@@ -394,7 +400,7 @@ async def make_instances(ctx: Context, data: JSON) -> None:
         await _wake(ctx, series, _holds_are_over(ctx))
         return
     following = ctx.uow.recurrences.following(series.recurrence, horizon)
-    if following is None or (series.ends_before is not None and following.start >= series.ends_before):
+    if following is None or _is_over_at(series, following.start):
         await _save(ctx, replace(series, status=SeriesStatus.ENDED), "series.ended")
         return
     ahead = timedelta(days=ctx.policy.series_days)
@@ -407,9 +413,7 @@ async def _to_make(ctx: Context, series: Series, within: Interval) -> list[Inter
     return [
         time
         for time in ctx.uow.recurrences.overlapping(series.recurrence, within)
-        if within.start < time.start
-        and time.start not in done
-        and (series.ends_before is None or time.start < series.ends_before)
+        if within.start < time.start and time.start not in done and not _is_over_at(series, time.start)
     ]
 
 
@@ -524,20 +528,34 @@ async def _occurrence(ctx: Context, series: Series, recurrence_id: datetime | No
     if recurrence_id is None:
         raise InvalidParams.at("recurrence_id", "is needed for this scope")
     since = recurrence_id.astimezone(UTC)
-    found = ctx.uow.recurrences.following(series.recurrence, since)
-    if (found is None or found.start != since) and await ctx.uow.series.instance(series.id, since) is None:
-        raise InvalidParams.at("recurrence_id", "there is no such occurrence")
     if since <= ctx.now:
         raise InvalidParams.at("recurrence_id", "must be in the future")
+    found = ctx.uow.recurrences.following(series.recurrence, since)
+    in_rule = found is not None and found.start == since and not _is_over_at(series, since)
+    if not in_rule and await ctx.uow.series.instance(series.id, since) is None:
+        raise InvalidParams.at("recurrence_id", "there is no such occurrence")
     return since
 
 
-def _checked(ctx: Context, params: RecurrenceParams) -> Recurrence:
-    recurrence = params.recurrence()
+async def _beginning_of_rest(ctx: Context, series: Series, recurrence_id: datetime | None) -> datetime:
+    """The same, for what is to end the series there: one that ends earlier has no rest that could be parted from it."""
+    since = await _occurrence(ctx, series, recurrence_id)
+    if _is_over_at(series, since):
+        raise InvalidParams.at("recurrence_id", "there is no such occurrence")
+    return since
+
+
+def _is_over_at(series: Series, start: datetime) -> bool:
+    return series.ends_before is not None and start >= series.ends_before
+
+
+def _checked(ctx: Context, recurrence: Recurrence, since: datetime | None = None) -> Recurrence:
+    """The rule, if it is one that goes on; with ``since`` without what comes before that day."""
     ctx.uow.recurrences.check(recurrence, "recurrence")
-    if ctx.uow.recurrences.following(recurrence, ctx.now) is None:
+    rest = recurrence if since is None else ctx.uow.recurrences.from_day_of(recurrence, since)
+    if rest is None or ctx.uow.recurrences.following(rest, ctx.now) is None:
         raise InvalidParams.at("recurrence.rrule", "is over")
-    return recurrence
+    return rest
 
 
 async def _locked(ctx: Context, series_id: str) -> Series:

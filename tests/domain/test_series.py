@@ -244,6 +244,59 @@ async def test_rest_of_a_series_becomes_a_series_of_its_own(market: Marketplace)
     assert [each["id"] for each in listed] == [answer["series"]["id"], series["id"]]
 
 
+@pytest.mark.parametrize("act", ["edit", "cancel"])
+async def test_series_that_ends_is_not_ended_again_at_a_later_time(market: Marketplace, act: str) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    end = {"series_id": series["id"], "scope": "future"}
+    await market.call(customer, "series.cancel", **end, recurrence_id=tuesday(2).isoformat())
+    for week in (2, 5):
+        past = end | {"recurrence_id": tuesday(week).isoformat()}
+        if act == "edit":
+            past |= {"version": 2, "recurrence": TUESDAYS}
+        error = await refusal(market.call(customer, f"series.{act}", **past))
+        assert error.details["errors"] == [{"where": "recurrence_id", "why": "there is no such occurrence"}]
+    this = {"series_id": series["id"], "scope": "this", "recurrence_id": tuesday(4).isoformat()}
+    assert await refused(market.call(customer, "series.cancel", **this)) == "invalid_params"
+    await market.call(customer, "series.cancel", **end, recurrence_id=tuesday(1).isoformat())
+    await market.advance(5 * DAY)
+    assert times(await booked(market)) == [tuesday(0)], "what was called off is not booked again"
+
+
+async def test_parts_of_a_series_that_is_parted_twice_do_not_overlap(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    for week, hour in ((5, 12), (3, 14)):
+        rest = {
+            "recurrence_id": tuesday(week).isoformat(),
+            "recurrence": TUESDAYS | {"dtstart": f"2026-12-01T{hour}:00"},
+        }
+        await edit(market, customer, series["id"], "future", **rest)
+    await market.advance(5 * DAY)
+    hours = [15, 15, 15, 19, 19, 17, 17, 17, 17]
+    assert times(await booked(market)) == [tuesday(week, hour) for week, hour in enumerate(hours)]
+    rest = {"recurrence_id": tuesday(2).isoformat(), "recurrence": TUESDAYS | {"dtstart": "2027-01-05T12:00"}}
+    error = await refusal(edit(market, customer, series["id"], "future", **rest))
+    assert error.details["errors"][0]["where"] == "recurrence.dtstart"
+
+
+@pytest.mark.parametrize("hour", [9, 12])
+async def test_rest_of_a_series_begins_on_its_day_whatever_its_rule_says_of_earlier_ones(
+    market: Marketplace, hour: int
+) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    rule = TUESDAYS | {"rrule": "FREQ=WEEKLY;COUNT=7", "dtstart": f"2026-12-01T{hour:02}:00"}
+    rest = {"recurrence_id": tuesday(3).isoformat(), "recurrence": rule}
+    answer = await edit(market, customer, series["id"], "future", **rest)
+    assert answer["series"]["recurrence"] == rule | {
+        "rrule": "FREQ=WEEKLY;COUNT=4",
+        "dtstart": f"2026-12-22T{hour:02}:00:00",
+    }
+    parted = [tuesday(week) for week in range(3)] + [tuesday(week, hour + 5) for week in range(3, 7)]
+    assert times(await booked(market)) == parted
+
+
 @pytest.mark.parametrize(("scope", "left"), [("future", 3), ("all", 0)])
 async def test_rest_of_a_series_is_called_off_and_no_more_is_made(market: Marketplace, scope: str, left: int) -> None:
     firm, customer = await planned_firm(market), await market.customer()

@@ -56,7 +56,7 @@ class Recurrences(Protocol):
         """The first occurrence that starts at this instant or later, if there is one."""
 
     def from_day_of(self, recurrence: Recurrence, instant: datetime) -> Recurrence | None:
-        """The rule without its occurrences before the day, in its own time zone, of this instant; ``COUNT`` goes down by
+        """The rule without its occurrences before the day of this instant in its own time zone; ``COUNT`` goes down by
         those left out. ``None`` when none is left.
         """
 

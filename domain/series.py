@@ -33,7 +33,7 @@ SERIES = "series"
 BATCH = 5
 """Instances made in one transaction."""
 MOST_INSTANCES = 100
-_NOT_BEGUN = frozenset({Status.AWAITING_ASSIGNMENT, Status.ASSIGNED, Status.SCHEDULED})
+_NOT_BEGUN = frozenset({Status.PENDING, Status.AWAITING_ASSIGNMENT, Status.ASSIGNED, Status.SCHEDULED})
 
 
 class SeriesStatus(StrEnum):
@@ -443,12 +443,14 @@ async def _make(ctx: Context, series: Series, service: Service, zone: Zone, time
     wish = lifecycle.Wish(
         Kind.SCHEDULED, series.customer_id, service, zone, series.location, series.address, time, series.notes
     )
-    booking = await lifecycle.place_wish(ctx, wish)
+    search_at = dispatch.search_time(ctx, time) if provider is None else ctx.now
+    waits = search_at > ctx.now
+    booking = await lifecycle.place_wish(ctx, wish, search_at=search_at if waits else None)
     await ctx.uow.series.put_instance(Instance(series.id, time.start, InstanceStatus.BOOKED, booking.id))
     _tell_of_instance(ctx, series, time.start, "series.instance_created", booking_id=booking.id)
     if provider is not None:
         await moves.assign(ctx, booking, provider, frozenset({Party.PROVIDER}))
-    else:
+    elif not waits:
         await dispatch.send_wave(ctx, booking, zone, service)
     return True
 

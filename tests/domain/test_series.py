@@ -94,11 +94,43 @@ async def test_instances_are_made_sixty_days_ahead_and_the_next_ones_when_they_c
 
 async def test_instances_without_a_provider_look_for_one_each(market: Marketplace) -> None:
     firm, customer = await planned_firm(market), await market.customer()
-    await begin(market, customer, TUESDAYS | {"rrule": "FREQ=WEEKLY;COUNT=2"})
+    await begin(market, customer, TUESDAYS | {"rrule": "FREQ=DAILY;COUNT=2", "dtstart": "2026-11-25T10:00"})
     jobs = await booked(market, "awaiting_assignment")
     assert [await market.asked(job.id) for job in jobs] == [{firm.provider_id}] * 2
     ended = (await market.events("series.ended"))[-1]
     assert (ended.data["series"]["status"], ended.channels) == ("ended", {f"user:{customer.user_id}"})
+
+
+async def test_instances_without_a_provider_look_for_one_three_days_before(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    daily = TUESDAYS | {"rrule": "FREQ=DAILY", "dtstart": "2026-11-24T10:00"}
+    series = await begin(market, customer, daily)
+    statuses = Counter(job.status for job in await booked(market))
+    assert statuses == {"awaiting_assignment": 3, "pending": 57}
+    listed = (await market.call(customer, "booking.list", limit=100))["bookings"]
+    assert Counter(each["status"] for each in listed) == statuses
+    await market.advance(95)
+    provider = await market.provider(firm)
+    assert (provider.status, provider.misses_in_a_row) == ("online", 1), "three offers at one moment are one miss"
+    ahead = await booked(market, "pending")
+    assert ahead[0].slot is not None
+    begins = ahead[0].slot.start - timedelta(days=3)
+    assert ahead[0].sla.clocks == {}
+    await market.advance((begins - market.clock.now()).total_seconds() - 1)
+    assert await market.asked(ahead[0].id) == set()
+    await market.advance(2)
+    assert (await market.booking(ahead[0].id)).status == "awaiting_assignment"
+    assert await market.asked(ahead[0].id) == {firm.provider_id}
+    moved_job, forced, *_ = ahead[1:]
+    soon = (market.clock.now() + timedelta(days=1)).isoformat()
+    await market.call(customer, "booking.reschedule", booking_id=moved_job.id, version=moved_job.version, start=soon)
+    await market.run_timers()
+    assert await market.asked(moved_job.id) == {firm.provider_id}, "near now, it is searched for at once"
+    operator = await market.operator()
+    await market.call(operator, "booking.assign", booking_id=forced.id, provider_id=firm.provider_id)
+    await market.call(customer, "series.cancel", series_id=series["id"], scope="all")
+    assert {job.status for job in await booked(market)} <= {"unfulfilled"}
+    assert not [name for name in await market.timer_names() if name.startswith(("dispatch:", "series:"))]
 
 
 async def test_workers_at_once_and_again_make_each_instance_once(market: Marketplace) -> None:
@@ -358,5 +390,5 @@ async def test_local_time_stays_through_a_clock_change(market: Marketplace) -> N
     await begin(market, customer, nine)
     assert await booked(market) == [], "all of it is too far away"
     await market.advance(77 * DAY)
-    made = [f"{each:%m-%d %H}" for each in times(await booked(market, "unfulfilled", "awaiting_assignment"))]
+    made = [f"{each:%m-%d %H}" for each in times(await booked(market, "pending"))]
     assert made == ["03-16 09", "03-23 09", "03-30 08", "04-06 08"]

@@ -33,7 +33,7 @@ SERIES = "series"
 BATCH = 5
 """Instances made in one transaction."""
 MOST_INSTANCES = 100
-_NOT_BEGUN = frozenset({Status.PENDING, Status.AWAITING_ASSIGNMENT, Status.ASSIGNED, Status.SCHEDULED})
+NOT_BEGUN = frozenset({Status.PENDING, Status.AWAITING_ASSIGNMENT, Status.ASSIGNED, Status.SCHEDULED})
 
 
 class SeriesStatus(StrEnum):
@@ -319,7 +319,7 @@ async def edit(ctx: Context, params: EditSeries) -> JSON:
         recurrence = _checked(ctx, params.recurrence.recurrence())
         after = replace(series, status=SeriesStatus.ACTIVE, recurrence=recurrence)
         after = await _save(ctx, after, "series.changed")
-        await _clear(ctx, after, ctx.now, keep=recurrence)
+        await _clear(ctx, after, ctx.now, everything=True, keep=recurrence)
         await _wake(ctx, after, ctx.now)
         return await _result(ctx, after)
     since = await _beginning_of_rest(ctx, series, params.recurrence_id)
@@ -349,7 +349,7 @@ async def cancel(ctx: Context, params: CancelSeries) -> JSON:
         if series.status is not SeriesStatus.CANCELLED:
             series = await _save(ctx, replace(series, status=SeriesStatus.CANCELLED), "series.cancelled")
             await ctx.uow.timers.cancel(f"{SERIES}:{series.id}")
-            await _clear(ctx, series, ctx.now)
+            await _clear(ctx, series, ctx.now, everything=True)
         return await _result(ctx, series)
     if params.scope is Scope.FUTURE:
         since = await _beginning_of_rest(ctx, series, params.recurrence_id)
@@ -489,25 +489,45 @@ async def _move_one(ctx: Context, series: Series, params: EditSeries) -> Series:
     return await _save(ctx, series, "series.changed")
 
 
-async def _clear(ctx: Context, series: Series, since: datetime, keep: Recurrence | None = None) -> None:
-    """Calls off and forgets the instances from here on that have not begun, but for those that another rule keeps."""
-    instances = await ctx.uow.series.instances(series.id, since, 10_000)
-    kept: set[Interval] = set()
-    if keep is not None and instances:
-        span = Interval(since, instances[-1].recurrence_id + timedelta(seconds=1))
-        kept = set(ctx.uow.recurrences.overlapping(keep, span))
+async def _clear(
+    ctx: Context, series: Series, since: datetime, *, everything: bool = False, keep: Recurrence | None = None
+) -> None:
+    """Calls off and forgets the instances from here on that have not begun, but for those that another rule keeps.
+
+    Args:
+        everything: also earlier ones that were moved to later, or whose provider has not set out yet.
+    """
+    instances = list(await ctx.uow.series.instances(series.id, since, 10_000))
+    if everything:
+        instances += await ctx.uow.series.not_begun(series.id, since)
+    instances = [each for each in instances if each.status is not InstanceStatus.CANCELLED]
+    kept = _kept(ctx, keep, [each.recurrence_id for each in instances if each.booking_id is not None])
+    # All bookings, then all providers, each by their ids: as everybody else does, see domain.ports.
+    ids = sorted(each.booking_id for each in instances if each.booking_id is not None)
+    found = {booking_id: await _lock(ctx, booking_id) for booking_id in ids}
+    off: list[Booking] = []
     for instance in instances:
-        if instance.status is InstanceStatus.CANCELLED:
-            continue
-        booking = None if instance.booking_id is None else await _lock(ctx, instance.booking_id)
+        booking = None if instance.booking_id is None else found[instance.booking_id]
         if booking is not None and booking.slot is not None:
             length = booking.slot.end - booking.slot.start
             if Interval(instance.recurrence_id, instance.recurrence_id + length) in kept:
                 continue
-            if booking.status not in _NOT_BEGUN:
+            if booking.status not in NOT_BEGUN:
                 continue
-            await _cancel_booking(ctx, booking, "the series changed")
+            off.append(booking)
         await ctx.uow.series.remove_instance(instance)
+    for provider_id in sorted({each.provider_id for each in off if each.provider_id is not None}):
+        await ctx.uow.market.lock_provider(provider_id)
+    for booking in off:
+        await _cancel_booking(ctx, booking, "the series changed")
+
+
+def _kept(ctx: Context, keep: Recurrence | None, recurrence_ids: Sequence[datetime]) -> set[Interval]:
+    """The occurrences of a rule from the first to the last of these; there are bookings of them, so they are near."""
+    if keep is None or not recurrence_ids:
+        return set()
+    span = Interval(min(recurrence_ids), max(recurrence_ids) + timedelta(seconds=1))
+    return set(ctx.uow.recurrences.overlapping(keep, span))
 
 
 async def _call_off(ctx: Context, instance: Instance, reason: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from domain.bookings import Booking, Status
 from domain.context import Context
+from domain.errors import Conflict, Forbidden, IllegalTransition
 from domain.identity import Actor
 from domain.series import make_instances
 from domain.types import JSON, wire_time
@@ -349,6 +350,43 @@ async def test_work_that_has_begun_is_not_touched(market: Marketplace) -> None:
     await market.step(firm.person, first.id, "en_route")
     await market.call(customer, "series.cancel", series_id=series["id"], scope="all")
     assert [job.id for job in await booked(market)] == [first.id]
+
+
+@pytest.mark.parametrize("act", ["cancel", "edit"])
+async def test_instance_moved_to_a_later_day_is_part_of_all(market: Marketplace, act: str) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    this = {"recurrence_id": tuesday(0).isoformat(), "start": tuesday(1, 20).isoformat()}
+    await edit(market, customer, series["id"], "this", **this)
+    await market.advance((tuesday(0) - market.clock.now()).total_seconds() + 3600)
+    if act == "cancel":
+        await market.call(customer, "series.cancel", series_id=series["id"], scope="all")
+        assert await booked(market) == []
+    else:
+        await edit(market, customer, series["id"], "all", recurrence=TUESDAYS)
+        assert tuesday(1, 20) in times(await booked(market)), "its recurrence id is in the rule"
+        await edit(market, customer, series["id"], "all", recurrence=TUESDAYS | {"dtstart": "2026-12-08T12:00"})
+        assert times(await booked(market))[:2] == [tuesday(1, 17), tuesday(2, 17)]
+
+
+async def test_calling_a_series_off_and_giving_its_jobs_back_do_not_wait_for_each_other(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, TUESDAYS | {"rrule": "FREQ=DAILY"}, provider_id=firm.provider_id)
+    jobs = [job.id for job in await booked(market)]
+    await market.warm()
+    market.database.retries.clear()
+
+    async def give_back(job_ids: list[str]) -> None:
+        for job_id in job_ids:
+            try:
+                await market.step(firm.person, job_id, "awaiting_assignment", reason="ill")
+            except (Conflict, Forbidden, IllegalTransition):
+                return
+
+    cancelled = market.call(customer, "series.cancel", series_id=series["id"], scope="all")
+    await asyncio.gather(cancelled, *(give_back(jobs[first::-2]) for first in (-1, -2)))
+    assert not market.database.retries
+    assert await booked(market) == []
 
 
 async def test_series_of_somebody_who_is_out_rests(market: Marketplace) -> None:

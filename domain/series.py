@@ -33,6 +33,8 @@ SERIES = "series"
 BATCH = 5
 """Instances made in one transaction."""
 MOST_INSTANCES = 100
+FARTHEST = timedelta(days=366)
+"""How far ahead a change may name an occurrence: rules are not counted up to any time that somebody thinks of."""
 NOT_BEGUN = frozenset({Status.PENDING, Status.AWAITING_ASSIGNMENT, Status.ASSIGNED, Status.SCHEDULED})
 
 
@@ -279,8 +281,7 @@ async def create(ctx: Context, params: CreateSeries) -> JSON:
         raise OutsideZones
     if params.provider_id is not None and not await ctx.uow.calendars.offers(params.provider_id, service.id, zone.id):
         raise InvalidParams.at("provider_id", "there is no such provider for this service here")
-    if await ctx.uow.series.active(ctx.actor.user_id) >= ctx.policy.series_per_customer:
-        raise TooManySeries
+    await _check_quota(ctx)
     series = Series(
         id=new_id(ctx.now),
         status=SeriesStatus.ACTIVE,
@@ -303,6 +304,7 @@ async def edit(ctx: Context, params: EditSeries) -> JSON:
 
     Raises:
         Conflict: the series changed since the caller saw it.
+        TooManySeries: it would be one more that goes on.
         InvalidParams: what the scope needs is missing, or there is no such occurrence.
         SlotTaken, SlotClosed, IllegalTransition: the one instance cannot be moved there.
     """
@@ -317,6 +319,8 @@ async def edit(ctx: Context, params: EditSeries) -> JSON:
         raise InvalidParams.at("recurrence", "is needed for this scope")
     if params.scope is Scope.ALL:
         recurrence = _checked(ctx, params.recurrence.recurrence())
+        if series.status is not SeriesStatus.ACTIVE:
+            await _check_quota(ctx)
         after = replace(series, status=SeriesStatus.ACTIVE, recurrence=recurrence)
         after = await _save(ctx, after, "series.changed")
         await _clear(ctx, after, ctx.now, everything=True, keep=recurrence)
@@ -327,6 +331,7 @@ async def edit(ctx: Context, params: EditSeries) -> JSON:
     first = ctx.uow.recurrences.following(recurrence, ctx.now)
     if first is not None and series.ends_before is not None and first.start >= series.ends_before:
         raise InvalidParams.at("recurrence.dtstart", "is after the end of the series")
+    await _check_quota(ctx)
     await _save(ctx, replace(series, ends_before=since), "series.changed")
     await _clear(ctx, series, since)
     # What follows takes over the rest and no more: where this series ended, another may have begun.
@@ -464,6 +469,17 @@ async def _begin(ctx: Context, series: Series) -> None:
     await _wake(ctx, series, ctx.now)
 
 
+async def _check_quota(ctx: Context) -> None:
+    """Whether the customer may have one more that goes on; its row is locked from here on, so that none comes between.
+
+    Raises:
+        TooManySeries: it has as many as one may have.
+    """
+    await ctx.uow.people.lock_user(ctx.actor.user_id)
+    if await ctx.uow.series.active(ctx.actor.user_id) >= ctx.policy.series_per_customer:
+        raise TooManySeries
+
+
 async def _wake(ctx: Context, series: Series, due_at: datetime) -> None:
     if series.status is SeriesStatus.ACTIVE:
         await ctx.uow.timers.set(f"{SERIES}:{series.id}", due_at, SERIES, {"series_id": series.id})
@@ -552,6 +568,8 @@ async def _occurrence(ctx: Context, series: Series, recurrence_id: datetime | No
     since = recurrence_id.astimezone(UTC)
     if since <= ctx.now:
         raise InvalidParams.at("recurrence_id", "must be in the future")
+    if since > ctx.now + FARTHEST:
+        raise InvalidParams.at("recurrence_id", f"at most {FARTHEST.days} days ahead")
     found = ctx.uow.recurrences.following(series.recurrence, since)
     in_rule = found is not None and found.start == since and not _is_over_at(series, since)
     if not in_rule and await ctx.uow.series.instance(series.id, since) is None:

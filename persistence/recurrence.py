@@ -34,6 +34,8 @@ _SHAPES = {
     ("MONTHLY", "BYDAY"): re.compile(rf"-?[1-5]{_DAY}(?:,-?[1-5]{_DAY})*"),
 }
 _COMMON_YEAR = 2001
+_LONGEST_REMEMBERED = timedelta(days=64)
+"""A series looks sixty days ahead, free slots a month."""
 _LONGEST_OFFSET = timedelta(days=1)
 """Clocks on earth are at most 14 hours from UTC."""
 
@@ -88,9 +90,14 @@ class RruleRecurrences:
         return [time for time in times if time.overlaps(within)]
 
 
-@lru_cache(maxsize=8192)
 def _starts(recurrence: Recurrence, first: date, last: date) -> tuple[datetime, ...]:
-    """Every start from the beginning of one day, UTC, to the end of another."""
+    """Every start from the beginning of one day, UTC, to the end of another. Those of long times are not remembered, so
+    that what is kept is bounded in size as well as in number.
+    """
+    return (_remembered if last - first <= _LONGEST_REMEMBERED else _counted)(recurrence, first, last)
+
+
+def _counted(recurrence: Recurrence, first: date, last: date) -> tuple[datetime, ...]:
     zone = _zone(recurrence.tzid)
     begins = datetime(first.year, first.month, first.day, tzinfo=UTC)
     ends = datetime(last.year, last.month, last.day, tzinfo=UTC) + timedelta(days=1)
@@ -103,6 +110,9 @@ def _starts(recurrence: Recurrence, first: date, last: date) -> tuple[datetime, 
         if start >= begins:
             found.append(start)
     return tuple(found)
+
+
+_remembered = lru_cache(maxsize=8192)(_counted)
 
 
 def _left_out(recurrence: Recurrence, first: datetime) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from domain.bookings import Booking, Status
 from domain.context import Context
 from domain.errors import Conflict, Forbidden, IllegalTransition
 from domain.identity import Actor
-from domain.series import make_instances
+from domain.series import TooManySeries, make_instances
 from domain.types import JSON, wire_time
 from persistence import tables
 from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, refusal, refused
@@ -397,6 +398,34 @@ async def test_series_of_somebody_who_is_out_rests(market: Marketplace) -> None:
     await market.write(lambda uow: uow.people.disable(customer.user_id, None))
     await market.advance(DAY)
     assert len(await booked(market)) == 8
+
+
+async def test_series_that_go_on_are_counted_one_after_the_other_and_when_one_is_parted_or_goes_on_again(
+    market: Marketplace,
+) -> None:
+    market = Marketplace(market.database, replace(market.policy, series_per_customer=2))
+    customer = await market.customer()
+    over = await begin(market, customer, TUESDAYS | {"rrule": "FREQ=WEEKLY;COUNT=1"})
+    wanted = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": TUESDAYS}
+    await market.warm()
+    answers = await asyncio.gather(
+        *(market.call(customer, "series.create", **wanted) for _ in range(6)), return_exceptions=True
+    )
+    assert Counter(type(each) for each in answers) == {dict: 2, TooManySeries: 4}
+    (made,) = [each["series"]["id"] for each in answers if isinstance(each, dict)][:1]
+    rest = {"recurrence_id": tuesday(3).isoformat(), "recurrence": TUESDAYS}
+    assert await refused(edit(market, customer, made, "future", **rest)) == "too_many_series"
+    assert await refused(edit(market, customer, over["id"], "all", recurrence=TUESDAYS)) == "too_many_series"
+    await edit(market, customer, made, "all", recurrence=TUESDAYS)
+
+
+@pytest.mark.parametrize("scope", ["this", "future"])
+async def test_occurrence_in_the_far_future_is_refused(market: Marketplace, scope: str) -> None:
+    customer = await market.customer()
+    series = await begin(market, customer, TUESDAYS | {"rrule": "FREQ=DAILY", "tzid": "UTC"})
+    far = {"series_id": series["id"], "scope": scope, "recurrence_id": "2199-12-30T10:00:00Z"}
+    error = await refusal(market.call(customer, "series.cancel", **far))
+    assert error.details["errors"] == [{"where": "recurrence_id", "why": "at most 366 days ahead"}]
 
 
 async def test_edits_that_make_no_sense_are_refused(market: Marketplace) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from domain.errors import InvalidParams
 from domain.recurrence import Recurrence
 from domain.types import Interval
-from persistence.recurrence import RruleRecurrences
+from persistence.recurrence import RruleRecurrences, _remembered
 
 local = datetime.fromisoformat
 RECURRENCES = RruleRecurrences()
@@ -182,3 +182,12 @@ def test_old_rule_costs_no_more_than_a_young_one() -> None:
     for _ in range(100):
         assert len(overlapping("FREQ=DAILY", "UTC", local("2000-01-01T09:00"), within)) == 7
     assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(("days", "kept"), [(60, 1), (400, 0)])
+def test_long_times_are_not_remembered(days: int, kept: int) -> None:
+    before = _remembered.cache_info()
+    daily = Recurrence("FREQ=DAILY", "UTC", local("2019-01-01T10:00"), timedelta(minutes=days))
+    first = datetime(2026, 3, 1, tzinfo=UTC)
+    assert len(RECURRENCES.overlapping(daily, Interval(first, first + timedelta(days=days)))) == days
+    assert _remembered.cache_info().misses - before.misses == kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from domain import availability, bookings, moves, offers, reaching, slots
 from domain.bookings import AssignBooking, Booking, Kind, Party, Status
@@ -31,9 +31,11 @@ RESCUE = -1
 
 async def advance(ctx: Context, data: JSON) -> None:
     """The timer of a booking's dispatch: offers that ran out expire, then the next wave goes out, or the search
-    ends.
+    ends. Of a booking that is pending it is the beginning of the search.
     """
     booking = await ctx.uow.bookings.lock(data["booking_id"])
+    if booking is not None and booking.status is Status.PENDING:
+        booking = await moves.move(ctx, booking, Status.AWAITING_ASSIGNMENT, SYSTEM_PARTY)
     if booking is None or booking.status is not Status.AWAITING_ASSIGNMENT:
         return
     live = await ctx.uow.offers.live_of_booking(booking.id)
@@ -43,6 +45,17 @@ async def advance(ctx: Context, data: JSON) -> None:
         await _wake_at(ctx, booking, min(offer.expires_at for offer in still_live).timestamp() - ctx.now.timestamp())
         return
     await send_wave(ctx, booking)
+
+
+def search_time(ctx: Context, during: Interval) -> datetime:
+    """When the search for work far ahead begins: who is asked months before cannot know, and is not asked again."""
+    return during.start - timedelta(seconds=ctx.policy.series_search_seconds)
+
+
+async def begin_at(ctx: Context, booking: Booking, due_at: datetime) -> None:
+    """Lets the search of a pending booking begin at this time, or at once when it has passed."""
+    due_at = max(due_at, ctx.now)
+    await ctx.uow.timers.set(f"dispatch:{booking.id}", due_at, "dispatch", {"booking_id": booking.id})
 
 
 async def send_wave(
@@ -235,6 +248,8 @@ async def assign_by_force(ctx: Context, params: AssignBooking) -> JSON:
     provider = await ctx.uow.market.lock_provider(params.provider_id)
     if provider is None:
         raise Forbidden
+    if booking.status is Status.PENDING:
+        booking = await moves.move(ctx, booking, Status.AWAITING_ASSIGNMENT, SYSTEM_PARTY)
     if booking.status is Status.AWAITING_ASSIGNMENT:
         await _check_free(ctx, booking, provider)
     live = await ctx.uow.offers.live_of_booking(booking.id)
@@ -289,10 +304,12 @@ async def _expire(ctx: Context, ran_out: Sequence[Offer]) -> None:
         provider = await ctx.uow.market.lock_provider(offer.provider_id)
         if provider is None:
             continue
+        # Whoever did not look at one could not look at those beside it either: together they are one miss.
+        missed = not (provider.misses_in_a_row and await ctx.uow.offers.missed_beside(offer))
         provider = replace(
             provider,
             offers_answered=provider.offers_answered + 1,
-            misses_in_a_row=provider.misses_in_a_row + 1,
+            misses_in_a_row=provider.misses_in_a_row + missed,
         )
         reason = "missed_offer"
         if provider.misses_in_a_row >= ctx.policy.misses_until_away and provider.chosen_status is ProviderStatus.ONLINE:

@@ -69,8 +69,12 @@ class Wish:
     notes: str | None
 
 
-async def place_wish(ctx: Context, wish: Wish) -> Booking:
-    """Makes the booking, as far as it awaits a provider; asking or assigning one is up to the caller."""
+async def place_wish(ctx: Context, wish: Wish, *, search_at: datetime | None = None) -> Booking:
+    """Makes the booking, as far as it awaits a provider; asking or assigning one is up to the caller.
+
+    Args:
+        search_at: when a search that is not to begin yet will begin by itself; until then the booking is pending.
+    """
     created = Booking(
         id=new_id(ctx.now),
         status=Status.PENDING,
@@ -88,6 +92,12 @@ async def place_wish(ctx: Context, wish: Wish) -> Booking:
         updated_at=ctx.now,
         sla=await deadlines.begin(ctx, wish.service, wish.zone.id),
     )
+    if search_at is not None:
+        await ctx.uow.bookings.add(created)
+        await ctx.uow.conversations.open(created.id)
+        moves.record(ctx, created, "booking.created")
+        await dispatch.begin_at(ctx, created, search_at)
+        return created
     # Zone found, checks passed: the first step of the table follows at once, so the row is written after it.
     step = bookings.find_transition(created, Status.AWAITING_ASSIGNMENT, dispatch.SYSTEM_PARTY)
     booking = deadlines.follow(created, bookings.moved(created, step.target, ctx.now), ctx.now)
@@ -158,7 +168,7 @@ async def move_to(
     ctx: Context, booking: Booking, start: datetime, end: datetime | None, reason: str | None = None
 ) -> Booking:
     """The same for a booking whose row is locked; see :func:`reschedule`. Without ``end`` the length stays."""
-    movable = {Status.AWAITING_ASSIGNMENT, Status.SCHEDULED}
+    movable = {Status.PENDING, Status.AWAITING_ASSIGNMENT, Status.SCHEDULED}
     if booking.kind is not bookings.Kind.SCHEDULED or booking.slot is None or booking.status not in movable:
         raise IllegalTransition("Only scheduled work that has not begun can be moved.", status_now=booking.status.value)
     length = booking.slot.end - booking.slot.start
@@ -193,6 +203,8 @@ async def move_to(
         # Whoever was asked, was asked for another time.
         await moves.withdraw(ctx, await ctx.uow.offers.live_of_booking(booking.id), "rescheduled")
         await ctx.uow.timers.set(f"dispatch:{booking.id}", ctx.now, "dispatch", {"booking_id": booking.id})
+    if booking.status is Status.PENDING:
+        await dispatch.begin_at(ctx, after, dispatch.search_time(ctx, slot))
     return after
 
 

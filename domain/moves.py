@@ -45,7 +45,7 @@ async def move(
     record(ctx, after, row.event, before=booking, reason=reason)
     await deadlines.tell(ctx, booking, after)
     await stalls.follow(ctx, booking, after)
-    if booking.status is Status.AWAITING_ASSIGNMENT:
+    if booking.status in {Status.PENDING, Status.AWAITING_ASSIGNMENT} and target is not Status.AWAITING_ASSIGNMENT:
         await stop_search(ctx, booking)
         if target in {Status.CANCELLED, Status.UNFULFILLED}:
             await withdraw(ctx, await ctx.uow.offers.live_of_booking(booking.id), "cancelled")

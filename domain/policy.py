@@ -13,6 +13,7 @@ class Policy:
     """Rules that a deployment may tune. Defaults are the product's own.
 
     Attributes:
+        series_search_seconds: how long before its start an instance of a series without a provider looks for one.
         reach: by which media people are reached who do not answer on a socket, and after how many seconds, soonest
             first; empty: by none.
     """
@@ -51,6 +52,7 @@ class Policy:
     slot_days: int = 31
     series_days: int = 60
     series_per_customer: int = 20
+    series_search_seconds: float = 3 * 86_400
     invitation_days: float = 7
     reach: tuple[tuple[Medium, float], ...] = ()
     eta: EtaEstimator = field(default_factory=GreatCircleEta)

@@ -55,6 +55,11 @@ class Recurrences(Protocol):
     def following(self, recurrence: Recurrence, after: datetime) -> Interval | None:
         """The first occurrence that starts at this instant or later, if there is one."""
 
+    def from_day_of(self, recurrence: Recurrence, instant: datetime) -> Recurrence | None:
+        """The rule without its occurrences before the day of this instant in its own time zone; ``COUNT`` goes down by
+        those left out. ``None`` when none is left.
+        """
+
 
 def _written_out(value: object) -> object:
     if isinstance(value, datetime) or (isinstance(value, str) and _LOCAL.fullmatch(value)):

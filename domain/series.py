@@ -33,7 +33,9 @@ SERIES = "series"
 BATCH = 5
 """Instances made in one transaction."""
 MOST_INSTANCES = 100
-_NOT_BEGUN = frozenset({Status.AWAITING_ASSIGNMENT, Status.ASSIGNED, Status.SCHEDULED})
+FARTHEST = timedelta(days=366)
+"""How far ahead a change may name an occurrence: rules are not counted up to any time that somebody thinks of."""
+NOT_BEGUN = frozenset({Status.PENDING, Status.AWAITING_ASSIGNMENT, Status.ASSIGNED, Status.SCHEDULED})
 
 
 class SeriesStatus(StrEnum):
@@ -272,15 +274,14 @@ async def create(ctx: Context, params: CreateSeries) -> JSON:
     service = await ctx.uow.market.service(params.service_id)
     if service is None:
         raise InvalidParams.at("service_id", "there is no such service")
-    recurrence = _checked(ctx, params.recurrence)
+    recurrence = _checked(ctx, params.recurrence.recurrence())
     place = Point(params.location.lat, params.location.lon)
     zone = await ctx.uow.market.zone_at(place)
     if zone is None:
         raise OutsideZones
     if params.provider_id is not None and not await ctx.uow.calendars.offers(params.provider_id, service.id, zone.id):
         raise InvalidParams.at("provider_id", "there is no such provider for this service here")
-    if await ctx.uow.series.active(ctx.actor.user_id) >= ctx.policy.series_per_customer:
-        raise TooManySeries
+    await _check_quota(ctx)
     series = Series(
         id=new_id(ctx.now),
         status=SeriesStatus.ACTIVE,
@@ -303,6 +304,7 @@ async def edit(ctx: Context, params: EditSeries) -> JSON:
 
     Raises:
         Conflict: the series changed since the caller saw it.
+        TooManySeries: it would be one more that goes on.
         InvalidParams: what the scope needs is missing, or there is no such occurrence.
         SlotTaken, SlotClosed, IllegalTransition: the one instance cannot be moved there.
     """
@@ -315,16 +317,24 @@ async def edit(ctx: Context, params: EditSeries) -> JSON:
         return await _result(ctx, await _move_one(ctx, series, params))
     if params.recurrence is None:
         raise InvalidParams.at("recurrence", "is needed for this scope")
-    recurrence = _checked(ctx, params.recurrence)
     if params.scope is Scope.ALL:
+        recurrence = _checked(ctx, params.recurrence.recurrence())
+        if series.status is not SeriesStatus.ACTIVE:
+            await _check_quota(ctx)
         after = replace(series, status=SeriesStatus.ACTIVE, recurrence=recurrence)
         after = await _save(ctx, after, "series.changed")
-        await _clear(ctx, after, ctx.now, keep=recurrence)
+        await _clear(ctx, after, ctx.now, everything=True, keep=recurrence)
         await _wake(ctx, after, ctx.now)
         return await _result(ctx, after)
-    since = await _occurrence(ctx, series, params.recurrence_id)
+    since = await _beginning_of_rest(ctx, series, params.recurrence_id)
+    recurrence = _checked(ctx, params.recurrence.recurrence(), since)
+    first = ctx.uow.recurrences.following(recurrence, ctx.now)
+    if first is not None and series.ends_before is not None and first.start >= series.ends_before:
+        raise InvalidParams.at("recurrence.dtstart", "is after the end of the series")
+    await _check_quota(ctx)
     await _save(ctx, replace(series, ends_before=since), "series.changed")
     await _clear(ctx, series, since)
+    # What follows takes over the rest and no more: where this series ended, another may have begun.
     following = replace(
         series,
         id=new_id(ctx.now),
@@ -344,13 +354,14 @@ async def cancel(ctx: Context, params: CancelSeries) -> JSON:
         if series.status is not SeriesStatus.CANCELLED:
             series = await _save(ctx, replace(series, status=SeriesStatus.CANCELLED), "series.cancelled")
             await ctx.uow.timers.cancel(f"{SERIES}:{series.id}")
-            await _clear(ctx, series, ctx.now)
+            await _clear(ctx, series, ctx.now, everything=True)
         return await _result(ctx, series)
-    since = await _occurrence(ctx, series, params.recurrence_id)
     if params.scope is Scope.FUTURE:
+        since = await _beginning_of_rest(ctx, series, params.recurrence_id)
         series = await _save(ctx, replace(series, ends_before=since), "series.changed")
         await _clear(ctx, series, since)
         return await _result(ctx, series)
+    since = await _occurrence(ctx, series, params.recurrence_id)
     instance = await ctx.uow.series.instance(series.id, since)
     if instance is None or instance.status is not InstanceStatus.CANCELLED:
         if instance is not None:
@@ -394,7 +405,7 @@ async def make_instances(ctx: Context, data: JSON) -> None:
         await _wake(ctx, series, _holds_are_over(ctx))
         return
     following = ctx.uow.recurrences.following(series.recurrence, horizon)
-    if following is None or (series.ends_before is not None and following.start >= series.ends_before):
+    if following is None or _is_over_at(series, following.start):
         await _save(ctx, replace(series, status=SeriesStatus.ENDED), "series.ended")
         return
     ahead = timedelta(days=ctx.policy.series_days)
@@ -407,9 +418,7 @@ async def _to_make(ctx: Context, series: Series, within: Interval) -> list[Inter
     return [
         time
         for time in ctx.uow.recurrences.overlapping(series.recurrence, within)
-        if within.start < time.start
-        and time.start not in done
-        and (series.ends_before is None or time.start < series.ends_before)
+        if within.start < time.start and time.start not in done and not _is_over_at(series, time.start)
     ]
 
 
@@ -439,12 +448,14 @@ async def _make(ctx: Context, series: Series, service: Service, zone: Zone, time
     wish = lifecycle.Wish(
         Kind.SCHEDULED, series.customer_id, service, zone, series.location, series.address, time, series.notes
     )
-    booking = await lifecycle.place_wish(ctx, wish)
+    search_at = dispatch.search_time(ctx, time) if provider is None else ctx.now
+    waits = search_at > ctx.now
+    booking = await lifecycle.place_wish(ctx, wish, search_at=search_at if waits else None)
     await ctx.uow.series.put_instance(Instance(series.id, time.start, InstanceStatus.BOOKED, booking.id))
     _tell_of_instance(ctx, series, time.start, "series.instance_created", booking_id=booking.id)
     if provider is not None:
         await moves.assign(ctx, booking, provider, frozenset({Party.PROVIDER}))
-    else:
+    elif not waits:
         await dispatch.send_wave(ctx, booking, zone, service)
     return True
 
@@ -456,6 +467,17 @@ async def _begin(ctx: Context, series: Series) -> None:
     await ctx.uow.series.add(series)
     _tell(ctx, series, "series.created")
     await _wake(ctx, series, ctx.now)
+
+
+async def _check_quota(ctx: Context) -> None:
+    """Whether the customer may have one more that goes on; its row is locked from here on, so that none comes between.
+
+    Raises:
+        TooManySeries: it has as many as one may have.
+    """
+    await ctx.uow.people.lock_user(ctx.actor.user_id)
+    if await ctx.uow.series.active(ctx.actor.user_id) >= ctx.policy.series_per_customer:
+        raise TooManySeries
 
 
 async def _wake(ctx: Context, series: Series, due_at: datetime) -> None:
@@ -483,25 +505,45 @@ async def _move_one(ctx: Context, series: Series, params: EditSeries) -> Series:
     return await _save(ctx, series, "series.changed")
 
 
-async def _clear(ctx: Context, series: Series, since: datetime, keep: Recurrence | None = None) -> None:
-    """Calls off and forgets the instances from here on that have not begun, but for those that another rule keeps."""
-    instances = await ctx.uow.series.instances(series.id, since, 10_000)
-    kept: set[Interval] = set()
-    if keep is not None and instances:
-        span = Interval(since, instances[-1].recurrence_id + timedelta(seconds=1))
-        kept = set(ctx.uow.recurrences.overlapping(keep, span))
+async def _clear(
+    ctx: Context, series: Series, since: datetime, *, everything: bool = False, keep: Recurrence | None = None
+) -> None:
+    """Calls off and forgets the instances from here on that have not begun, but for those that another rule keeps.
+
+    Args:
+        everything: also earlier ones that were moved to later, or whose provider has not set out yet.
+    """
+    instances = list(await ctx.uow.series.instances(series.id, since, 10_000))
+    if everything:
+        instances += await ctx.uow.series.not_begun(series.id, since)
+    instances = [each for each in instances if each.status is not InstanceStatus.CANCELLED]
+    kept = _kept(ctx, keep, [each.recurrence_id for each in instances if each.booking_id is not None])
+    # All bookings, then all providers, each by their ids: as everybody else does, see domain.ports.
+    ids = sorted(each.booking_id for each in instances if each.booking_id is not None)
+    found = {booking_id: await _lock(ctx, booking_id) for booking_id in ids}
+    off: list[Booking] = []
     for instance in instances:
-        if instance.status is InstanceStatus.CANCELLED:
-            continue
-        booking = None if instance.booking_id is None else await _lock(ctx, instance.booking_id)
+        booking = None if instance.booking_id is None else found[instance.booking_id]
         if booking is not None and booking.slot is not None:
             length = booking.slot.end - booking.slot.start
             if Interval(instance.recurrence_id, instance.recurrence_id + length) in kept:
                 continue
-            if booking.status not in _NOT_BEGUN:
+            if booking.status not in NOT_BEGUN:
                 continue
-            await _cancel_booking(ctx, booking, "the series changed")
+            off.append(booking)
         await ctx.uow.series.remove_instance(instance)
+    for provider_id in sorted({each.provider_id for each in off if each.provider_id is not None}):
+        await ctx.uow.market.lock_provider(provider_id)
+    for booking in off:
+        await _cancel_booking(ctx, booking, "the series changed")
+
+
+def _kept(ctx: Context, keep: Recurrence | None, recurrence_ids: Sequence[datetime]) -> set[Interval]:
+    """The occurrences of a rule from the first to the last of these; there are bookings of them, so they are near."""
+    if keep is None or not recurrence_ids:
+        return set()
+    span = Interval(min(recurrence_ids), max(recurrence_ids) + timedelta(seconds=1))
+    return set(ctx.uow.recurrences.overlapping(keep, span))
 
 
 async def _call_off(ctx: Context, instance: Instance, reason: str) -> None:
@@ -524,20 +566,36 @@ async def _occurrence(ctx: Context, series: Series, recurrence_id: datetime | No
     if recurrence_id is None:
         raise InvalidParams.at("recurrence_id", "is needed for this scope")
     since = recurrence_id.astimezone(UTC)
-    found = ctx.uow.recurrences.following(series.recurrence, since)
-    if (found is None or found.start != since) and await ctx.uow.series.instance(series.id, since) is None:
-        raise InvalidParams.at("recurrence_id", "there is no such occurrence")
     if since <= ctx.now:
         raise InvalidParams.at("recurrence_id", "must be in the future")
+    if since > ctx.now + FARTHEST:
+        raise InvalidParams.at("recurrence_id", f"at most {FARTHEST.days} days ahead")
+    found = ctx.uow.recurrences.following(series.recurrence, since)
+    in_rule = found is not None and found.start == since and not _is_over_at(series, since)
+    if not in_rule and await ctx.uow.series.instance(series.id, since) is None:
+        raise InvalidParams.at("recurrence_id", "there is no such occurrence")
     return since
 
 
-def _checked(ctx: Context, params: RecurrenceParams) -> Recurrence:
-    recurrence = params.recurrence()
+async def _beginning_of_rest(ctx: Context, series: Series, recurrence_id: datetime | None) -> datetime:
+    """The same, for what is to end the series there: one that ends earlier has no rest that could be parted from it."""
+    since = await _occurrence(ctx, series, recurrence_id)
+    if _is_over_at(series, since):
+        raise InvalidParams.at("recurrence_id", "there is no such occurrence")
+    return since
+
+
+def _is_over_at(series: Series, start: datetime) -> bool:
+    return series.ends_before is not None and start >= series.ends_before
+
+
+def _checked(ctx: Context, recurrence: Recurrence, since: datetime | None = None) -> Recurrence:
+    """The rule, if it is one that goes on; with ``since`` without what comes before that day."""
     ctx.uow.recurrences.check(recurrence, "recurrence")
-    if ctx.uow.recurrences.following(recurrence, ctx.now) is None:
+    rest = recurrence if since is None else ctx.uow.recurrences.from_day_of(recurrence, since)
+    if rest is None or ctx.uow.recurrences.following(rest, ctx.now) is None:
         raise InvalidParams.at("recurrence.rrule", "is over")
-    return recurrence
+    return rest
 
 
 async def _locked(ctx: Context, series_id: str) -> Series:

@@ -261,6 +261,8 @@ async def hold(ctx: Context, params: HoldSlot) -> JSON:
     """
     service = await _service(ctx, params.service_id)
     during = _wanted(params, service, ctx.now)
+    # Those that the same person asks for at once are counted one after the other.
+    await ctx.uow.people.lock_user(ctx.actor.user_id)
     if await ctx.uow.calendars.holds_of(ctx.actor.user_id, ctx.now) >= ctx.policy.holds_per_customer:
         raise TooManyHolds
     found = await ctx.uow.calendars.planned(service.id, params.zone_id, MOST_PROVIDERS)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from calendar import monthrange
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from itertools import takewhile
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dateutil.rrule import rrule, rrulestr
@@ -32,6 +34,8 @@ _SHAPES = {
     ("MONTHLY", "BYDAY"): re.compile(rf"-?[1-5]{_DAY}(?:,-?[1-5]{_DAY})*"),
 }
 _COMMON_YEAR = 2001
+_LONGEST_REMEMBERED = timedelta(days=64)
+"""A series looks sixty days ahead, free slots a month."""
 _LONGEST_OFFSET = timedelta(days=1)
 """Clocks on earth are at most 14 hours from UTC."""
 
@@ -65,6 +69,19 @@ class RruleRecurrences:
                 return Interval(start, start + recurrence.duration)
         return None
 
+    def from_day_of(self, recurrence: Recurrence, instant: datetime) -> Recurrence | None:
+        day = instant.astimezone(_zone(recurrence.tzid)).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+        if recurrence.dtstart >= day:
+            return recurrence
+        first = next(_local_starts(recurrence, day), None)
+        if first is None:
+            return None
+        # An occurrence keeps the rhythm: weeks, months and days are counted from it as from the one before.
+        rule = re.sub(
+            r"COUNT=(\d+)", lambda match: f"COUNT={int(match[1]) - _left_out(recurrence, first)}", recurrence.rrule
+        )
+        return replace(recurrence, rrule=rule, dtstart=first)
+
     def overlapping(self, recurrence: Recurrence, within: Interval) -> list[Interval]:
         # Whole days, so that those who ask about the same days share the work, whatever the time of day.
         first = (within.start - recurrence.duration).date()
@@ -73,9 +90,14 @@ class RruleRecurrences:
         return [time for time in times if time.overlaps(within)]
 
 
-@lru_cache(maxsize=8192)
 def _starts(recurrence: Recurrence, first: date, last: date) -> tuple[datetime, ...]:
-    """Every start from the beginning of one day, UTC, to the end of another."""
+    """Every start from the beginning of one day, UTC, to the end of another. Those of long times are not remembered, so
+    that what is kept is bounded in size as well as in number.
+    """
+    return (_remembered if last - first <= _LONGEST_REMEMBERED else _counted)(recurrence, first, last)
+
+
+def _counted(recurrence: Recurrence, first: date, last: date) -> tuple[datetime, ...]:
     zone = _zone(recurrence.tzid)
     begins = datetime(first.year, first.month, first.day, tzinfo=UTC)
     ends = datetime(last.year, last.month, last.day, tzinfo=UTC) + timedelta(days=1)
@@ -88,6 +110,15 @@ def _starts(recurrence: Recurrence, first: date, last: date) -> tuple[datetime, 
         if start >= begins:
             found.append(start)
     return tuple(found)
+
+
+_remembered = lru_cache(maxsize=8192)(_counted)
+
+
+def _left_out(recurrence: Recurrence, first: datetime) -> int:
+    """How many occurrences of a rule with ``COUNT`` come before this one."""
+    compiled = _compiled(recurrence.rrule, recurrence.tzid, recurrence.dtstart)
+    return sum(1 for _ in takewhile(lambda start: start < first, compiled))
 
 
 def _refused(text: str) -> str | None:

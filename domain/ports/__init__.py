@@ -4,8 +4,9 @@ A :class:`UnitOfWork` is one database transaction. Its rules:
 
 * lock the aggregate first (``lock_*``), decide, save, and record events last; the outbox is written right before
   commit, so that for each aggregate the order in the outbox is the order of commits;
-* lock in one order: series, booking, conversation, then providers by id, so that no two use cases wait for each other.
-  A due timer is the exception: it is claimed before its aggregate, and a deadlock with whoever cancels it is retried;
+* lock in one order: series, person, booking, conversation, then providers by id, so that no two use cases wait for
+  each other. A due timer is the exception: it is claimed before its aggregate, and a deadlock with whoever cancels it
+  is retried;
 * a use case may run more than once (deadlock, lost race): it must not touch the outside world. Ephemeral announcements
   are collected in the context and sent after commit.
 """

@@ -34,7 +34,9 @@ class People(Protocol):
         """One of them."""
 
     async def lock_user(self, user_id: str) -> User | None:
-        """Sign-ins that begin and the change of what they began with take turns at this."""
+        """Sign-ins that begin and the change of what they began with take turns at this, and whatever is counted per
+        person.
+        """
 
     async def disable(self, user_id: str, disabled_at: datetime | None) -> None: ...
     async def memberships(self, user_id: str) -> tuple[Membership, ...]:

@@ -74,5 +74,8 @@ class Offers(Protocol):
     async def close_all(self, offers: Sequence[Offer]) -> None:
         """Writes the status, the time and the reason of offers that are live no longer."""
 
+    async def missed_beside(self, offer: Offer) -> bool:
+        """Whether its provider let another one expire that was made within a second of this one."""
+
     async def delivered(self, offer_ids: Collection[str], now: datetime) -> None:
         """Marks those that are only ``sent``."""

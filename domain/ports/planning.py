@@ -91,6 +91,9 @@ class SeriesOfBookings(Protocol):
     async def instances(self, series_id: str, since: datetime, limit: int) -> Sequence[Instance]:
         """Those whose recurrence id is not before, in order."""
 
+    async def not_begun(self, series_id: str, before: datetime) -> Sequence[Instance]:
+        """Those with an earlier recurrence id whose booking has not begun, in order."""
+
     async def instance(self, series_id: str, recurrence_id: datetime) -> Instance | None: ...
     async def put_instance(self, instance: Instance) -> None:
         """Adds it, or takes the place of the one with its recurrence id."""

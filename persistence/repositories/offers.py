@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy import Row, bindparam, exists, insert, select, update
 
 from domain.offers import LIVE, Offer, OfferStatus
-from domain.types import Money
+from domain.types import Money, new_id
 from persistence.repositories.audit import created, updated
 from persistence.tables import offers
 from persistence.unit_of_work import UnitOfWork
 
+_MOMENT = timedelta(seconds=1)
 _ADD = insert(offers)
 _GET = select(offers).where(offers.c.id == bindparam("offer"))
 _LIVE_OF_BOOKING = (
@@ -25,6 +26,15 @@ _LIVE_OF_BOOKING = (
 
 _ACCEPTED_OF_BOOKING = select(offers).where(
     offers.c.booking_id == bindparam("booking"), offers.c.status == OfferStatus.ACCEPTED.value
+)
+_MISSED_BESIDE = select(
+    exists().where(
+        offers.c.provider_id == bindparam("provider"),
+        offers.c.status == OfferStatus.EXPIRED.value,
+        # Ids begin with the time, and are at the end of the index on the two columns above.
+        offers.c.id.between(bindparam("from_"), bindparam("until")),
+        offers.c.id != bindparam("offer"),
+    )
 )
 _CLOSE = (
     update(offers)
@@ -90,6 +100,11 @@ class SqlOffers:
             for offer in closed
         ]
         await self._connection.execute(_CLOSE, rows)
+
+    async def missed_beside(self, offer: Offer) -> bool:
+        around = {"from_": new_id(offer.sent_at - _MOMENT), "until": new_id(offer.sent_at + _MOMENT)}
+        bound = around | {"provider": offer.provider_id, "offer": offer.id}
+        return bool((await self._connection.execute(_MISSED_BESIDE, bound)).scalar_one())
 
     async def delivered(self, offer_ids: Collection[str], now: datetime) -> None:
         # One by one through the primary key: by a list, MariaDB may scan the table and wait for everybody's locks.

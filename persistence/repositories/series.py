@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 
 from domain.recurrence import recurrence_from, recurrence_view
-from domain.series import Instance, InstanceStatus, Series, SeriesStatus
+from domain.series import NOT_BEGUN, Instance, InstanceStatus, Series, SeriesStatus
 from domain.types import Point
 from persistence.repositories.audit import created, updated
+from persistence.tables import bookings
 from persistence.tables import series as table
 from persistence.tables import series_instances as instances
 from persistence.unit_of_work import UnitOfWork
@@ -23,6 +24,16 @@ _INSTANCES = (
     .where(instances.c.series_id == bindparam("series"), instances.c.recurrence_id >= bindparam("since"))
     .order_by(instances.c.recurrence_id)
     .limit(bindparam("most"))
+)
+_NOT_BEGUN = (
+    select(instances)
+    .join(bookings, bookings.c.id == instances.c.booking_id)
+    .where(
+        instances.c.series_id == bindparam("series"),
+        instances.c.recurrence_id < bindparam("before"),
+        bookings.c.status.in_(sorted(NOT_BEGUN)),
+    )
+    .order_by(instances.c.recurrence_id)
 )
 _INSTANCE = select(instances).where(
     instances.c.series_id == bindparam("series"), instances.c.recurrence_id == bindparam("recurrence")
@@ -82,6 +93,10 @@ class SqlSeries:
     async def instances(self, series_id: str, since: datetime, limit: int) -> Sequence[Instance]:
         bound = {"series": series_id, "since": since, "most": limit}
         return [_instance(row) for row in await self._connection.execute(_INSTANCES, bound)]
+
+    async def not_begun(self, series_id: str, before: datetime) -> Sequence[Instance]:
+        bound = {"series": series_id, "before": before}
+        return [_instance(row) for row in await self._connection.execute(_NOT_BEGUN, bound)]
 
     async def instance(self, series_id: str, recurrence_id: datetime) -> Instance | None:
         bound = {"series": series_id, "recurrence": recurrence_id}

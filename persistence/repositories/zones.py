@@ -33,10 +33,10 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 _UNDER_WAY = sorted(status.value for status in Status if status not in ENDED)
-_WAITING = sorted((Status.PENDING.value, Status.AWAITING_ASSIGNMENT.value))
+_WAITING = Status.AWAITING_ASSIGNMENT.value
 
 _here = bookings.c.zone_id == bindparam("zone")
-_DEMAND = select(bookings.c.lat, bookings.c.lon).where(_here, bookings.c.status.in_(_WAITING)).order_by(bookings.c.id)
+_DEMAND = select(bookings.c.lat, bookings.c.lon).where(_here, bookings.c.status == _WAITING).order_by(bookings.c.id)
 _BREACHES = select(func.count()).where(_here, bookings.c.status.in_(_UNDER_WAY), bookings.c.sla_breached > 0)
 _ACCEPTED = (
     select(bookings.c.dispatch_started_at, bookings.c.assigned_at)
@@ -213,7 +213,7 @@ class SqlZones:
 
     async def drifted(self) -> Collection[str]:
         demand = (
-            select(bookings.c.zone_id, func.count()).where(bookings.c.status.in_(_WAITING)).group_by(bookings.c.zone_id)
+            select(bookings.c.zone_id, func.count()).where(bookings.c.status == _WAITING).group_by(bookings.c.zone_id)
         )
         supply = (
             select(provider_zones.c.zone_id, providers.c.status, func.count())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 
 from domain.bookings import Booking, Status
 from domain.context import Context
+from domain.errors import Conflict, Forbidden, IllegalTransition
 from domain.identity import Actor
-from domain.series import make_instances
+from domain.series import TooManySeries, make_instances
 from domain.types import JSON, wire_time
 from persistence import tables
 from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, refusal, refused
@@ -94,11 +96,43 @@ async def test_instances_are_made_sixty_days_ahead_and_the_next_ones_when_they_c
 
 async def test_instances_without_a_provider_look_for_one_each(market: Marketplace) -> None:
     firm, customer = await planned_firm(market), await market.customer()
-    await begin(market, customer, TUESDAYS | {"rrule": "FREQ=WEEKLY;COUNT=2"})
+    await begin(market, customer, TUESDAYS | {"rrule": "FREQ=DAILY;COUNT=2", "dtstart": "2026-11-25T10:00"})
     jobs = await booked(market, "awaiting_assignment")
     assert [await market.asked(job.id) for job in jobs] == [{firm.provider_id}] * 2
     ended = (await market.events("series.ended"))[-1]
     assert (ended.data["series"]["status"], ended.channels) == ("ended", {f"user:{customer.user_id}"})
+
+
+async def test_instances_without_a_provider_look_for_one_three_days_before(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    daily = TUESDAYS | {"rrule": "FREQ=DAILY", "dtstart": "2026-11-24T10:00"}
+    series = await begin(market, customer, daily)
+    statuses = Counter(job.status for job in await booked(market))
+    assert statuses == {"awaiting_assignment": 3, "pending": 57}
+    listed = (await market.call(customer, "booking.list", limit=100))["bookings"]
+    assert Counter(each["status"] for each in listed) == statuses
+    await market.advance(95)
+    provider = await market.provider(firm)
+    assert (provider.status, provider.misses_in_a_row) == ("online", 1), "three offers at one moment are one miss"
+    ahead = await booked(market, "pending")
+    assert ahead[0].slot is not None
+    begins = ahead[0].slot.start - timedelta(days=3)
+    assert ahead[0].sla.clocks == {}
+    await market.advance((begins - market.clock.now()).total_seconds() - 1)
+    assert await market.asked(ahead[0].id) == set()
+    await market.advance(2)
+    assert (await market.booking(ahead[0].id)).status == "awaiting_assignment"
+    assert await market.asked(ahead[0].id) == {firm.provider_id}
+    moved_job, forced, *_ = ahead[1:]
+    soon = (market.clock.now() + timedelta(days=1)).isoformat()
+    await market.call(customer, "booking.reschedule", booking_id=moved_job.id, version=moved_job.version, start=soon)
+    await market.run_timers()
+    assert await market.asked(moved_job.id) == {firm.provider_id}, "near now, it is searched for at once"
+    operator = await market.operator()
+    await market.call(operator, "booking.assign", booking_id=forced.id, provider_id=firm.provider_id)
+    await market.call(customer, "series.cancel", series_id=series["id"], scope="all")
+    assert {job.status for job in await booked(market)} <= {"unfulfilled"}
+    assert not [name for name in await market.timer_names() if name.startswith(("dispatch:", "series:"))]
 
 
 async def test_workers_at_once_and_again_make_each_instance_once(market: Marketplace) -> None:
@@ -244,6 +278,59 @@ async def test_rest_of_a_series_becomes_a_series_of_its_own(market: Marketplace)
     assert [each["id"] for each in listed] == [answer["series"]["id"], series["id"]]
 
 
+@pytest.mark.parametrize("act", ["edit", "cancel"])
+async def test_series_that_ends_is_not_ended_again_at_a_later_time(market: Marketplace, act: str) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    end = {"series_id": series["id"], "scope": "future"}
+    await market.call(customer, "series.cancel", **end, recurrence_id=tuesday(2).isoformat())
+    for week in (2, 5):
+        past = end | {"recurrence_id": tuesday(week).isoformat()}
+        if act == "edit":
+            past |= {"version": 2, "recurrence": TUESDAYS}
+        error = await refusal(market.call(customer, f"series.{act}", **past))
+        assert error.details["errors"] == [{"where": "recurrence_id", "why": "there is no such occurrence"}]
+    this = {"series_id": series["id"], "scope": "this", "recurrence_id": tuesday(4).isoformat()}
+    assert await refused(market.call(customer, "series.cancel", **this)) == "invalid_params"
+    await market.call(customer, "series.cancel", **end, recurrence_id=tuesday(1).isoformat())
+    await market.advance(5 * DAY)
+    assert times(await booked(market)) == [tuesday(0)], "what was called off is not booked again"
+
+
+async def test_parts_of_a_series_that_is_parted_twice_do_not_overlap(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    for week, hour in ((5, 12), (3, 14)):
+        rest = {
+            "recurrence_id": tuesday(week).isoformat(),
+            "recurrence": TUESDAYS | {"dtstart": f"2026-12-01T{hour}:00"},
+        }
+        await edit(market, customer, series["id"], "future", **rest)
+    await market.advance(5 * DAY)
+    hours = [15, 15, 15, 19, 19, 17, 17, 17, 17]
+    assert times(await booked(market)) == [tuesday(week, hour) for week, hour in enumerate(hours)]
+    rest = {"recurrence_id": tuesday(2).isoformat(), "recurrence": TUESDAYS | {"dtstart": "2027-01-05T12:00"}}
+    error = await refusal(edit(market, customer, series["id"], "future", **rest))
+    assert error.details["errors"][0]["where"] == "recurrence.dtstart"
+
+
+@pytest.mark.parametrize("hour", [9, 12])
+async def test_rest_of_a_series_begins_on_its_day_whatever_its_rule_says_of_earlier_ones(
+    market: Marketplace, hour: int
+) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    rule = TUESDAYS | {"rrule": "FREQ=WEEKLY;COUNT=7", "dtstart": f"2026-12-01T{hour:02}:00"}
+    rest = {"recurrence_id": tuesday(3).isoformat(), "recurrence": rule}
+    answer = await edit(market, customer, series["id"], "future", **rest)
+    assert answer["series"]["recurrence"] == rule | {
+        "rrule": "FREQ=WEEKLY;COUNT=4",
+        "dtstart": f"2026-12-22T{hour:02}:00:00",
+    }
+    parted = [tuesday(week) for week in range(3)] + [tuesday(week, hour + 5) for week in range(3, 7)]
+    assert times(await booked(market)) == parted
+
+
 @pytest.mark.parametrize(("scope", "left"), [("future", 3), ("all", 0)])
 async def test_rest_of_a_series_is_called_off_and_no_more_is_made(market: Marketplace, scope: str, left: int) -> None:
     firm, customer = await planned_firm(market), await market.customer()
@@ -266,6 +353,43 @@ async def test_work_that_has_begun_is_not_touched(market: Marketplace) -> None:
     assert [job.id for job in await booked(market)] == [first.id]
 
 
+@pytest.mark.parametrize("act", ["cancel", "edit"])
+async def test_instance_moved_to_a_later_day_is_part_of_all(market: Marketplace, act: str) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, provider_id=firm.provider_id)
+    this = {"recurrence_id": tuesday(0).isoformat(), "start": tuesday(1, 20).isoformat()}
+    await edit(market, customer, series["id"], "this", **this)
+    await market.advance((tuesday(0) - market.clock.now()).total_seconds() + 3600)
+    if act == "cancel":
+        await market.call(customer, "series.cancel", series_id=series["id"], scope="all")
+        assert await booked(market) == []
+    else:
+        await edit(market, customer, series["id"], "all", recurrence=TUESDAYS)
+        assert tuesday(1, 20) in times(await booked(market)), "its recurrence id is in the rule"
+        await edit(market, customer, series["id"], "all", recurrence=TUESDAYS | {"dtstart": "2026-12-08T12:00"})
+        assert times(await booked(market))[:2] == [tuesday(1, 17), tuesday(2, 17)]
+
+
+async def test_calling_a_series_off_and_giving_its_jobs_back_do_not_wait_for_each_other(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    series = await begin(market, customer, TUESDAYS | {"rrule": "FREQ=DAILY"}, provider_id=firm.provider_id)
+    jobs = [job.id for job in await booked(market)]
+    await market.warm()
+    market.database.retries.clear()
+
+    async def give_back(job_ids: list[str]) -> None:
+        for job_id in job_ids:
+            try:
+                await market.step(firm.person, job_id, "awaiting_assignment", reason="ill")
+            except (Conflict, Forbidden, IllegalTransition):
+                return
+
+    cancelled = market.call(customer, "series.cancel", series_id=series["id"], scope="all")
+    await asyncio.gather(cancelled, *(give_back(jobs[first::-2]) for first in (-1, -2)))
+    assert not market.database.retries
+    assert await booked(market) == []
+
+
 async def test_series_of_somebody_who_is_out_rests(market: Marketplace) -> None:
     firm, customer = await planned_firm(market), await market.customer()
     await market.write(lambda uow: uow.people.disable(customer.user_id, START))
@@ -274,6 +398,34 @@ async def test_series_of_somebody_who_is_out_rests(market: Marketplace) -> None:
     await market.write(lambda uow: uow.people.disable(customer.user_id, None))
     await market.advance(DAY)
     assert len(await booked(market)) == 8
+
+
+async def test_series_that_go_on_are_counted_one_after_the_other_and_when_one_is_parted_or_goes_on_again(
+    market: Marketplace,
+) -> None:
+    market = Marketplace(market.database, replace(market.policy, series_per_customer=2))
+    customer = await market.customer()
+    over = await begin(market, customer, TUESDAYS | {"rrule": "FREQ=WEEKLY;COUNT=1"})
+    wanted = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": TUESDAYS}
+    await market.warm()
+    answers = await asyncio.gather(
+        *(market.call(customer, "series.create", **wanted) for _ in range(6)), return_exceptions=True
+    )
+    assert Counter(type(each) for each in answers) == {dict: 2, TooManySeries: 4}
+    (made,) = [each["series"]["id"] for each in answers if isinstance(each, dict)][:1]
+    rest = {"recurrence_id": tuesday(3).isoformat(), "recurrence": TUESDAYS}
+    assert await refused(edit(market, customer, made, "future", **rest)) == "too_many_series"
+    assert await refused(edit(market, customer, over["id"], "all", recurrence=TUESDAYS)) == "too_many_series"
+    await edit(market, customer, made, "all", recurrence=TUESDAYS)
+
+
+@pytest.mark.parametrize("scope", ["this", "future"])
+async def test_occurrence_in_the_far_future_is_refused(market: Marketplace, scope: str) -> None:
+    customer = await market.customer()
+    series = await begin(market, customer, TUESDAYS | {"rrule": "FREQ=DAILY", "tzid": "UTC"})
+    far = {"series_id": series["id"], "scope": scope, "recurrence_id": "2199-12-30T10:00:00Z"}
+    error = await refusal(market.call(customer, "series.cancel", **far))
+    assert error.details["errors"] == [{"where": "recurrence_id", "why": "at most 366 days ahead"}]
 
 
 async def test_edits_that_make_no_sense_are_refused(market: Marketplace) -> None:
@@ -305,5 +457,5 @@ async def test_local_time_stays_through_a_clock_change(market: Marketplace) -> N
     await begin(market, customer, nine)
     assert await booked(market) == [], "all of it is too far away"
     await market.advance(77 * DAY)
-    made = [f"{each:%m-%d %H}" for each in times(await booked(market, "unfulfilled", "awaiting_assignment"))]
+    made = [f"{each:%m-%d %H}" for each in times(await booked(market, "pending"))]
     assert made == ["03-16 09", "03-23 09", "03-30 08", "04-06 08"]

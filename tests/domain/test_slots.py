@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 
+from domain.errors import TooManyHolds
 from domain.identity import Actor
 from domain.types import JSON, wire_time
 from persistence import tables
@@ -289,3 +292,13 @@ async def test_provider_that_takes_its_rules_back_is_asked_as_before(market: Mar
     assert await starts(market, customer) == []
     booking_id = await market.book_slot(customer, (at(20) - START) / timedelta(hours=1))
     assert await market.asked(booking_id) == {firm.provider_id}
+
+
+async def test_holds_that_a_customer_asks_for_at_once_are_counted_one_after_the_other(market: Marketplace) -> None:
+    firms, customer = [await planned_firm(market) for _ in range(6)], await market.customer()
+    await market.warm()
+    answers = await asyncio.gather(
+        *(hold(market, customer, 9, provider_id=firm.provider_id) for firm in firms), return_exceptions=True
+    )
+    assert Counter(type(each) for each in answers) == {dict: 3, TooManyHolds: 3}
+    assert await market.count(tables.slot_holds) == 3

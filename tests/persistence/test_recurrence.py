@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from domain.errors import InvalidParams
 from domain.recurrence import Recurrence
 from domain.types import Interval
-from persistence.recurrence import RruleRecurrences
+from persistence.recurrence import RruleRecurrences, _remembered
 
 local = datetime.fromisoformat
 RECURRENCES = RruleRecurrences()
@@ -73,6 +73,37 @@ def test_occurrences_are_those_that_dateutil_counts_up_from_the_beginning_on_its
         if start < within.end and start + duration > within.start:
             expected.append(Interval(start, start + duration))
     assert overlapping(rule, tzid, dtstart, within, duration) == expected
+
+
+@settings(max_examples=60)
+@given(
+    rule=st.one_of(
+        st.builds(
+            "FREQ=WEEKLY;INTERVAL={};BYDAY={}".format,
+            st.integers(1, 4),
+            st.lists(st.sampled_from(DAYS), min_size=1, unique=True).map(",".join),
+        ),
+        st.builds("FREQ=DAILY;INTERVAL={};COUNT={}".format, st.integers(1, 20), st.integers(1, 99)),
+        st.builds("FREQ=MONTHLY;INTERVAL={};COUNT={}".format, st.integers(1, 5), st.integers(1, 30)),
+        st.builds("FREQ=MONTHLY;INTERVAL={};BYDAY=-1FR".format, st.integers(1, 5)),
+        st.builds("FREQ=WEEKLY;UNTIL=2026{:02}15T120000Z".format, st.integers(1, 12)),
+    ),
+    tzid=st.sampled_from(ZONES),
+    dtstart=st.datetimes(local("2025-06-01T00:00"), local("2026-06-01T00:00")).map(
+        lambda each: each.replace(second=0, microsecond=0)
+    ),
+    instant=st.datetimes(local("2026-01-01T00:00"), local("2026-07-01T00:00")),
+)
+def test_rule_from_a_day_on_is_the_rule_without_what_comes_before(
+    rule: str, tzid: str, dtstart: datetime, instant: datetime
+) -> None:
+    recurrence, instant = Recurrence(rule, tzid, dtstart, HOUR), instant.replace(tzinfo=UTC)
+    day = instant.astimezone(ZoneInfo(tzid)).replace(hour=0, minute=0, second=0, microsecond=0).astimezone(UTC)
+    whole = Interval(datetime(2025, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
+    expected = [each for each in RECURRENCES.overlapping(recurrence, whole) if each.start >= day]
+    rest = RECURRENCES.from_day_of(recurrence, instant)
+    assert (RECURRENCES.overlapping(rest, whole) if rest else []) == expected
+    assert rest is None or rest.dtstart >= dtstart
 
 
 @given(tzid=st.sampled_from(ZONES), hour=st.integers(0, 23), minute=st.integers(0, 59))
@@ -151,3 +182,12 @@ def test_old_rule_costs_no_more_than_a_young_one() -> None:
     for _ in range(100):
         assert len(overlapping("FREQ=DAILY", "UTC", local("2000-01-01T09:00"), within)) == 7
     assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(("days", "kept"), [(60, 1), (400, 0)])
+def test_long_times_are_not_remembered(days: int, kept: int) -> None:
+    before = _remembered.cache_info()
+    daily = Recurrence("FREQ=DAILY", "UTC", local("2019-01-01T10:00"), timedelta(minutes=days))
+    first = datetime(2026, 3, 1, tzinfo=UTC)
+    assert len(RECURRENCES.overlapping(daily, Interval(first, first + timedelta(days=days)))) == days
+    assert _remembered.cache_info().misses - before.misses == kept

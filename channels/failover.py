@@ -30,6 +30,7 @@ from enum import Enum
 from typing import Protocol
 
 from channels.redis_wire import Beat, Unreadable, pack_beat, unpack_beat
+from domain.backoff import grown
 from domain.log import Entry, EventLog
 
 logger = logging.getLogger(__name__)
@@ -298,7 +299,7 @@ class Follower:
 
     async def _pause(self, failures: int) -> None:
         if failures:
-            await asyncio.sleep(random.uniform(0.5, 1.0) * min(0.1 * 2**failures, 1.0))
+            await asyncio.sleep(random.uniform(0.5, 1.0) * grown(0.1, failures, 1.0))
             return
         if self.state is not State.OK:
             await asyncio.sleep(self._times.tail_seconds)

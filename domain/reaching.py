@@ -27,6 +27,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from domain import notifications
+from domain.backoff import grown
 from domain.context import Context
 from domain.errors import Forbidden
 from domain.factors import FactorKind
@@ -316,7 +317,7 @@ async def note(ctx: Context, notification_id: str, medium: Medium, report: Repor
     if report is None:
         if delivery.status is DeliveryStatus.WAITING:
             # Past every bound long before the exponent is: what is tried for a day is tried some hundred times.
-            longest = min(FIRST_PAUSE_SECONDS * 2 ** min(delivery.attempts, 30), LONGEST_PAUSE_SECONDS)
+            longest = grown(FIRST_PAUSE_SECONDS, delivery.attempts, LONGEST_PAUSE_SECONDS)
             again_at = ctx.now + timedelta(seconds=random.uniform(longest / 2, longest))
             await ctx.uow.notifications.save_delivery(replace(delivery, due_at=again_at, reason="no_carrier"))
         return

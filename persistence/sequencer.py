@@ -37,6 +37,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import Select
 
+from domain.backoff import grown
 from domain.errors import Unavailable
 from domain.log import Entry
 from persistence.batch import Batch, Encode, Route
@@ -182,7 +183,7 @@ class Sequencer:
                 except Exception as error:
                     self.counts.failures += 1
                     failed_in_a_row += 1
-                    pause = random.uniform(0.1, 1.0) * min(0.1 * 2**failed_in_a_row, 2.0)
+                    pause = random.uniform(0.1, 1.0) * grown(0.1, failed_in_a_row, 2.0)
                     expected = isinstance(error, Unavailable)
                     logger.warning("sequencing failed, again in %.2f s: %r", pause, error, exc_info=not expected)
                     # Nudges would cut the pause short just when there are many; only the stop may.

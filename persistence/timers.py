@@ -18,6 +18,7 @@ from sqlalchemy.dialects.mysql import insert as mysql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from domain.backoff import grown
 from domain.ports import Timer
 from domain.types import JSON
 from persistence.database import Database, database_now
@@ -119,7 +120,7 @@ class SqlTimers:
         Returns:
             When it is due again: exponential with full jitter on the upper half, from 1 s to 5 min after ``now``.
         """
-        longest = min(FIRST_BACKOFF_SECONDS * 2**timer.attempts, LONGEST_BACKOFF_SECONDS)
+        longest = grown(FIRST_BACKOFF_SECONDS, timer.attempts, LONGEST_BACKOFF_SECONDS)
         again_at = now + timedelta(seconds=random.uniform(longest / 2, longest))
         await self._connection.execute(
             _POSTPONE,

@@ -34,6 +34,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from channels.protocol import read_event
 from channels.topics import CONTROL
+from domain.backoff import grown
 from domain.errors import Unavailable
 from domain.events import EventClass
 from domain.log import Entry, EventLog
@@ -251,7 +252,7 @@ class Exporter:
                     if isinstance(error, Superseded):
                         self._forget()
                     # Past every bound long before the exponent is: an outage may last for days.
-                    longest = min(0.2 * 2 ** min(failed_in_a_row, 30), options.longest_pause_seconds / 10)
+                    longest = grown(0.2, failed_in_a_row, options.longest_pause_seconds / 10)
                     rest = random.uniform(longest / 2, longest)
                     failed_in_a_row += 1
                     log.warning("export_failed", target=self._target.name, again_in_seconds=round(rest, 2))
@@ -416,7 +417,7 @@ class Exporter:
             return replace(held, dead_at=now)
         if not held.attempts:
             return held
-        longest = min(self._options.first_pause_seconds * 2 ** (held.attempts - 1), self._options.longest_pause_seconds)
+        longest = grown(self._options.first_pause_seconds, held.attempts - 1, self._options.longest_pause_seconds)
         return replace(held, due_at=now + timedelta(seconds=random.uniform(longest / 2, longest)))
 
     def _count(self, outcome: str, number: int) -> None:

@@ -234,3 +234,81 @@ async def test_one_person_can_have_the_whole_page(people: ThreePeople) -> None:
     await provider["pane-widen"].click()
     await expect(people.customer.root).to_be_visible()
     await expect(provider["week-grid"]).to_be_hidden()
+
+
+async def test_one_live_job_behind_many_others_stays_and_what_is_over_waits_folded(people: ThreePeople) -> None:
+    """More bookings than a page of the list holds are fed to the views, as no test should make them."""
+    seen = await people.page.evaluate(
+        """async () => {
+          const { customerView } = await import('/console/customer.js');
+          const { providerView } = await import('/console/provider.js');
+          const booking = (number) => ({
+            id: `b${1000 + number}`, version: 1, status: number ? 'completed' : 'assigned', service_id: 'plumbing',
+            provider_id: 'p', price: { amount_minor: 100, currency: 'GBP' }, location: { lat: 51.5, lon: -0.1 },
+            created_at: '2026-01-01T00:00:00Z',
+          });
+          let all = Array.from({ length: 250 }, (_, number) => booking(number)).reverse();
+          let pages = 0;
+          function list({ limit, cursor = 'c' }) {
+            pages += 1;
+            const older = all.filter(({ id }) => id < cursor);
+            const bookings = older.slice(0, limit);
+            return { bookings, ...(older.length > limit && { next_cursor: bookings.at(-1).id }) };
+          }
+          const ANSWERS = { 'booking.list': list };
+          const NOTHING = { services: [], zones: [], series: [], organisations: [], sources: [] };
+          async function open(view, name, state) {
+            const snapshots = {};
+            const channel = (name) => ({
+              name,
+              on: (type, listener) => ((snapshots[`${name} ${type}`] = listener), () => undefined),
+              subscribe: async () => undefined,
+              unsubscribe() {},
+            });
+            let heard;
+            const shown = view({
+              user: { id: 'u' },
+              client: {
+                serverNow: Date.now, channel, on: (_, listener) => (heard = listener),
+                call: async (method, params) => ANSWERS[method]?.(params) ?? NOTHING,
+              },
+            });
+            if (state) heard(channel(name));
+            const snapshot = snapshots[`${name} snapshot`];
+            return { shown, again: () => (snapshot({ state }), new Promise((done) => setTimeout(done, 50))) };
+          }
+          const found = [];
+          const provider = { id: 'p', name: 'Shah', status: 'online' };
+          for (const [view, name, state] of [
+            [customerView, 'user:u', null],
+            [providerView, 'provider:p', { provider, offers: [], bookings: [booking(0)] }],
+          ]) {
+            pages = 0;
+            const { shown, again } = await open(view, name, state);
+            await again();
+            const cards = () => shown.element.querySelectorAll('[data-testid=booking-card]').length;
+            const past = shown.element.querySelector('[data-testid$=past]');
+            found.push([pages, cards(), past.textContent]);
+            past.open = true;
+            await new Promise((done) => past.addEventListener('toggle', done, { once: true }));
+            found.push(cards());
+            if (state) {
+              all = all.slice(0, -1);
+              state.bookings = [];
+              await again();
+              found.push(cards(), shown.element.querySelector('[data-testid=offer-note]').textContent);
+            }
+            shown.dispose();
+          }
+          return found;
+        }"""
+    )
+    folded = [3, 1]
+    assert seen == [
+        [*folded, "Earlier bookings (249)"],
+        250,
+        [*folded, "Earlier jobs (249)"],
+        250,
+        249,
+        "A job was taken off you.",
+    ]

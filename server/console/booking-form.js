@@ -174,7 +174,7 @@ export function bookingForm({ client, onbooked, onseries }) {
     show(error, false);
     busy = true;
     renderButton();
-    const hold = asksAnyTime() ? null : picker.hold;
+    const hold = scheduled() && !asksAnyTime() ? picker.hold : null;
     const moment = chosenStart();
     const wish = { service_id: chosen('service'), location: place, ...(notes.value.trim() && { notes: notes.value.trim() }) };
     const again = moment !== null && repeat.checked;

@@ -250,12 +250,16 @@ export function createSlotPicker({ client, onchange }) {
     say('');
     show(error, false);
     const before = held;
+    const asked = about;
     try {
-      const { hold } = await client.call('slot.hold', { service_id: about.service, zone_id: about.zone, start });
+      const { hold } = await client.call('slot.hold', { service_id: asked.service, zone_id: asked.zone, start });
+      // Meanwhile something else is wanted: nobody would see this hold, nor give it back.
+      if (about !== asked) return void giveUp(hold);
       held = { hold, lifeMs: Math.max(1, Date.parse(hold.expires_at) - Date.parse(hold.server_time)) };
       // Only now: whoever changes their mind must not end up with nothing.
       if (before) void giveUp(before.hold);
     } catch (failure) {
+      if (about !== asked) return;
       if (failure.type === 'slot_taken' || failure.type === 'slot_closed') {
         seen.get(start)?.providers.clear();
         say(`${clockOf(new Date(start))} is not free any more: somebody was faster. Choose another time.`);

@@ -312,3 +312,39 @@ async def test_one_live_job_behind_many_others_stays_and_what_is_over_waits_fold
         249,
         "A job was taken off you.",
     ]
+
+
+async def test_a_hold_that_comes_after_another_service_was_chosen_is_given_back(people: ThreePeople) -> None:
+    """An answer that is late at just this moment is fed to the module."""
+    calls = await people.page.evaluate(
+        """async () => {
+          const { createSlotPicker } = await import('/console/slot-picker.js');
+          const start = new Date(Date.now() + 3_600_000).toISOString();
+          const end = new Date(Date.now() + 7_200_000).toISOString();
+          const released = [];
+          const settle = () => new Promise((done) => setTimeout(done, 0));
+          let hold;
+          const picker = createSlotPicker({
+            onchange() {},
+            client: {
+              serverNow: Date.now,
+              channel: () => ({ on: () => () => undefined, subscribe: async () => undefined, unsubscribe() {} }),
+              async call(method, params) {
+                if (method === 'slot.hold') return new Promise((answer) => (hold = answer));
+                if (method === 'slot.release') released.push(params.hold_id);
+                return { slots: [{ start, end, provider_ids: ['p'] }] };
+              },
+            },
+          });
+          picker.about('plumbing', 'camden');
+          await settle();
+          picker.element.querySelector('[data-testid=slot]').click();
+          picker.about('electrical', 'camden');
+          hold({ hold: { id: 'h', start, end, expires_at: end, server_time: start } });
+          await settle();
+          const held = picker.hold;
+          picker.dispose();
+          return [released, held];
+        }"""
+    )
+    assert calls == [["h"], None]

@@ -124,6 +124,7 @@ async def test_a_time_that_somebody_holds_greys_out_and_is_booked_with_its_provi
         await expect(watched).to_be_enabled()
         await wanted.click()
         await rival["customer-repeat"].check()
+        await expect(rival["customer-repeat-note"]).to_contain_text("booked now; later ones follow weekly from")
         await expect(rival["customer-book"]).to_contain_text("Book ")
         await rival["customer-book"].click()
         await rival.sees("scheduled")
@@ -348,3 +349,32 @@ async def test_a_hold_that_comes_after_another_service_was_chosen_is_given_back(
         }"""
     )
     assert calls == [["h"], None]
+
+
+async def test_a_service_says_how_long_it_takes_where_the_server_does(people: ThreePeople) -> None:
+    texts = await people.page.evaluate(
+        """async () => {
+          const { bookingForm } = await import('/console/booking-form.js');
+          const channel = () => ({ on: () => () => undefined, subscribe: async () => undefined, unsubscribe() {} });
+          const client = { serverNow: Date.now, channel, call: async () => ({ slots: [] }) };
+          const form = bookingForm({ client, onbooked() {}, onseries() {} });
+          const price = { amount_minor: 8000, currency: 'GBP' };
+          const services = [
+            { id: 'a', name: 'Plumbing', price, duration_minutes: 90 },
+            { id: 'b', name: 'Garden', price, duration_minutes: 120 },
+            { id: 'c', name: 'Locks', price },
+          ];
+          document.body.append(form.element);
+          form.offer(services, []);
+          const tiles = [...form.element.querySelectorAll('.tile-price')].map((tile) => tile.textContent);
+          form.element.querySelector('[data-testid=customer-kind-scheduled]').click();
+          const each = [...form.element.querySelectorAll('.tile input')].map((tile) => {
+            tile.click();
+            return form.element.querySelector('[data-testid=slots-length]').textContent;
+          });
+          form.element.remove();
+          form.dispose();
+          return [tiles, each];
+        }"""
+    )
+    assert texts == [["£80.00 · 1 h 30 min", "£80.00 · 2 h", "£80.00"], ["1 h 30 min each", "2 h each", ""]]

@@ -12,6 +12,8 @@ import { isActive, isLater, nameOf, PRESENCE, problem, reasonText } from './word
 const QUIET_MS = 200;
 /** Members who plan, and hear everything about their organisation's jobs. */
 const MANAGERS = ['owner', 'dispatcher'];
+/** Reasons of a change that came from a calendar elsewhere. */
+const CALENDARS_READ = new Set(['busy_times_changed', 'calendar_not_read']);
 
 /** Steps a provider can take from each status: the first is the usual one. @type {Record<string, { to: string, label: string }[]>} */
 const NEXT = {
@@ -349,8 +351,9 @@ export function providerView(person) {
       presence.render(data.status);
       renderEmpty();
       week.reload();
-      // A change of hours alone moves no job.
-      if (!/^(rules|exception)_/.test(data.reason)) reloadSoon();
+      if (CALENDARS_READ.has(data.reason)) week.reloadSources();
+      // A change of hours alone, or of what is read elsewhere, moves no job.
+      else if (!/^(rules|exception)_/.test(data.reason)) reloadSoon();
     });
   }
   client.on('channel', listenTo);

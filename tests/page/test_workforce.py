@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Locator, expect
+from playwright.async_api import Browser, FilePayload, Locator, expect
 
 from tests.acceptance.client import JSON, PROVIDERS, Rest, new_key
 from tests.page.conftest import FixnadoServer
@@ -15,6 +16,7 @@ from tests.page.three_people import Pane, ThreePeople
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="session")]
 
+HOUR = timedelta(hours=1)
 ALL_WEEK: JSON = {
     "rrule": "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH,FR,SA,SU",
     "tzid": "UTC",
@@ -102,6 +104,43 @@ async def test_a_provider_sets_its_hours_and_closes_a_time_with_the_mouse_and_wi
     await extra.click()
     await page.get_by_test_id("exception-shown-save").click()
     await expect(extra).to_have_count(0)
+
+
+def calendar_file(name: str, text: str) -> FilePayload:
+    """What a person would choose on their disk."""
+    return {"name": name, "mimeType": "text/calendar", "buffer": text.encode()}
+
+
+async def test_a_provider_brings_busy_times_along_from_a_file_and_takes_them_out_again(people: ThreePeople) -> None:
+    provider = people.provider
+    await provider["provider-week-part"].check(force=True)
+    sources = provider["calendar-sources"]
+    await sources.locator("summary").click()
+    await provider["source-add"].click()
+    await expect(provider["source-error"]).to_contain_text("Paste the address")
+    await provider["source-kind-file"].check(force=True)
+    await provider["source-file"].set_input_files(calendar_file("Family.ics", "a shopping list"))
+    await provider["source-add"].click()
+    await expect(provider["source-error"]).to_contain_text("cannot be read as a calendar")
+    await provider["source-file"].set_input_files(calendar_file("Family.ics", "x" * 60_001))
+    await provider["source-add"].click()
+    await expect(provider["source-error"]).to_contain_text("larger than 60 kB")
+
+    now = datetime.now(UTC)
+    around = [f"{edge}:{now + hour:%Y%m%dT%H%M%SZ}" for edge, hour in (("DTSTART", -HOUR), ("DTEND", HOUR))]
+    event = ["BEGIN:VEVENT", "UID:1", *around, "END:VEVENT"]
+    text = "\r\n".join(["BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:-//T//EN", *event, "END:VCALENDAR", ""])
+    await provider["source-file"].set_input_files(calendar_file("Family.ics", text))
+    await expect(provider["source-name"]).to_have_value("Family")
+    await provider["source-add"].click()
+    await expect(provider["source-row"]).to_contain_text("File · 1 busy time · read today")
+    await expect(sources.locator("summary")).to_contain_text("(1)")
+    await expect(provider["week-busy"].first).to_have_attribute("aria-label", re.compile("^Busy elsewhere"))
+
+    await provider["source-remove"].click()
+    await provider["source-remove-sure"].click()
+    await expect(provider["source-row"]).to_have_count(0)
+    await expect(provider["week-busy"]).to_have_count(0)
 
 
 async def test_a_time_that_somebody_holds_greys_out_and_is_booked_with_its_provider_at_once(

@@ -1,11 +1,11 @@
 import { h, icon, setText, show } from './dom.js';
 import { createMap } from './map.js';
-import { addDays, clockOf, localMoment, MINUTE, ownZone, weekday, weekdayLong } from './moments.js';
+import { addDays, clockOf, dayMonth, localMoment, MINUTE, ownZone, weekday, weekdayLong } from './moments.js';
 import { createSlotPicker } from './slot-picker.js';
-import { money, problem } from './words.js';
+import { money, problem, workTime } from './words.js';
 
 const BYDAY = ['SU', 'MO', 'TU', 'WE', 'TH', 'FR', 'SA'];
-/** Of a wish for any time; a free time brings its own length. */
+/** Of a wish for any time when the service does not say; a free time brings its own length. */
 const USUAL_MINUTES = 60;
 /** The hold is no more; another time has to be chosen. */
 const HOLD_GONE = new Set(['hold_expired', 'slot_taken', 'slot_closed']);
@@ -46,9 +46,10 @@ export function bookingForm({ client, onbooked, onseries }) {
     },
     'None fits? Ask for another time',
   );
-  const repeat = h('input', { type: 'checkbox', 'data-testid': 'customer-repeat' });
+  const repeat = h('input', { type: 'checkbox', 'data-testid': 'customer-repeat', onchange: renderChoice });
   const repeatLabel = h('span', {});
   const repeatRow = h('label', { class: 'check', hidden: true }, repeat, repeatLabel);
+  const repeatNote = h('p', { class: 'hint', role: 'status', 'data-testid': 'customer-repeat-note', hidden: true });
   const map = createMap({
     label: 'Place of the job. Click, or move the pin with the arrow keys.',
     width: 360,
@@ -80,6 +81,7 @@ export function bookingForm({ client, onbooked, onseries }) {
     anyTime,
     startField,
     repeatRow,
+    repeatNote,
     h('div', { class: 'map-frame' }, map.element),
     where,
     h('label', { for: 'customer-notes' }, 'Notes ', h('span', { class: 'optional' }, 'optional')),
@@ -119,13 +121,14 @@ export function bookingForm({ client, onbooked, onseries }) {
     unfold.setAttribute('aria-expanded', String(!folded));
   }
 
+  const chosenService = () => known.find(({ id }) => id === chosen('service'));
   const scheduled = () => chosen('kind') === 'scheduled';
   /** Whether a time is asked for that nobody has shown as free. */
   const asksAnyTime = () => scheduled() && (picker.found === false || anyTime.getAttribute('aria-pressed') === 'true');
 
   function renderWhen() {
     const zone = place ? map.zoneAt(place) : undefined;
-    picker.about(scheduled() ? chosen('service') : undefined, zone);
+    picker.about(scheduled() ? chosen('service') : undefined, zone, chosenService()?.duration_minutes);
     renderChoice();
   }
 
@@ -140,6 +143,9 @@ export function bookingForm({ client, onbooked, onseries }) {
     const moment = chosenStart();
     show(repeatRow, moment !== null);
     if (moment) setText(repeatLabel, `Repeat every ${weekdayLong(moment)} at ${clockOf(moment)}`);
+    const next = moment && repeat.checked && !any ? addDays(moment, 7) : null;
+    show(repeatNote, next !== null);
+    if (next) setText(repeatNote, `The first visit is booked now; later ones follow weekly from ${weekday(next)} ${dayMonth(next)}.`);
     renderButton();
   }
 
@@ -150,7 +156,7 @@ export function bookingForm({ client, onbooked, onseries }) {
   }
 
   function renderButton() {
-    const service = known.find(({ id }) => id === chosen('service'));
+    const service = chosenService();
     const choosing = scheduled() && !asksAnyTime() && !picker.hold;
     button.disabled = busy || choosing;
     if (!service) return setText(button, 'Book');
@@ -174,13 +180,13 @@ export function bookingForm({ client, onbooked, onseries }) {
     show(error, false);
     busy = true;
     renderButton();
-    const hold = asksAnyTime() ? null : picker.hold;
+    const hold = scheduled() && !asksAnyTime() ? picker.hold : null;
     const moment = chosenStart();
     const wish = { service_id: chosen('service'), location: place, ...(notes.value.trim() && { notes: notes.value.trim() }) };
     const again = moment !== null && repeat.checked;
     try {
       if (hold) await bookHold(wish, hold, again);
-      else if (again) onseries((await client.call('series.create', { ...wish, recurrence: weekly(moment, USUAL_MINUTES) })).series);
+      else if (again) onseries((await client.call('series.create', { ...wish, recurrence: weekly(moment, chosenService()?.duration_minutes ?? USUAL_MINUTES) })).series);
       else {
         const result = await client.call('booking.create', { ...wish, kind: chosen('kind'), ...(moment && { start: moment.toISOString() }) });
         onbooked(result.booking);
@@ -234,7 +240,7 @@ export function bookingForm({ client, onbooked, onseries }) {
             { class: 'tile' },
             h('input', { type: 'radio', name: 'service', value: service.id, checked: index === 0, 'data-testid': `customer-service-${service.id}` }),
             h('span', { class: 'tile-name' }, service.name),
-            h('span', { class: 'tile-price' }, money(service.price)),
+            h('span', { class: 'tile-price' }, priceAndTime(service)),
           ),
         ),
       );
@@ -251,6 +257,9 @@ export function bookingForm({ client, onbooked, onseries }) {
 function segment(name, value, label, checked) {
   return h('label', {}, h('input', { type: 'radio', name, value, checked, 'data-testid': `customer-${name}-${value}` }), h('span', {}, label));
 }
+
+/** @param {any} service Older servers do not say how long it takes. */
+const priceAndTime = ({ price, duration_minutes: minutes }) => (minutes ? `${money(price)} · ${workTime(minutes)}` : money(price));
 
 /** A rule of RFC 5545 on the wall clock of this browser. @param {Date} first @param {number} minutes */
 function weekly(first, minutes) {

@@ -1,8 +1,9 @@
 import { EntityStore } from '/client/index.js';
 import { createBookingCard } from './booking-card.js';
 import { bookingForm } from './booking-form.js';
-import { h, setText, show } from './dom.js';
-import { createLater } from './later.js';
+import { h, once, setText, show } from './dom.js';
+import { createFold } from './fold.js';
+import { listBookings } from './listing.js';
 import { createSeriesList } from './series-list.js';
 import { isActive, isLater, nameOf, problem } from './words.js';
 
@@ -28,27 +29,24 @@ export function customerView(person) {
   const form = bookingForm({ client, onbooked: (booking) => bookings.put(booking), onseries: repeats.put });
   const list = h('div', { class: 'stack', 'data-testid': 'customer-bookings' });
   const empty = h('p', { class: 'empty' }, 'No bookings yet. Choose a service above; professionals nearby are asked at once.');
-  const waits = (booking) => isActive(booking) && isLater(booking, client.serverNow());
-  const later = createLater({
-    testid: 'customer-later',
-    waiting: () => bookings.values().filter((booking) => waits(booking) && !cards.has(booking.id)),
-    look: take,
-  });
-  const past = h('div', { class: 'stack' });
-  const pastTitle = h('summary', {}, 'Earlier bookings');
-  const pastBox = h('details', { class: 'more', hidden: true }, pastTitle, past);
+  /** @param {string} title @param {string} testid @param {(booking: any) => boolean} holds */
+  const fold = (title, testid, holds) =>
+    createFold({ title, testid, holds, cardless: () => bookings.values().filter(({ id }) => !cards.has(id)), look: take });
+  const later = fold('Later', 'customer-later', (booking) => isActive(booking) && isLater(booking, client.serverNow()));
+  const past = fold('Earlier bookings', 'customer-past', (booking) => !isActive(booking));
+  const folds = [later, past];
   const error = h('p', { class: 'error', role: 'alert', hidden: true });
   const announcer = h('p', { class: 'visually-hidden', role: 'status' });
   const element = h(
     'div',
     { class: 'stack' },
     form.element,
-    h('section', { class: 'stack', 'aria-label': 'Your bookings' }, h('h3', { class: 'section-title' }, 'Your bookings'), error, empty, list, repeats.element, later.element, pastBox),
+    h('section', { class: 'stack', 'aria-label': 'Your bookings' }, h('h3', { class: 'section-title' }, 'Your bookings'), error, empty, list, repeats.element, later.element, past.element),
     announcer,
   );
 
   bookings.on('change', (booking) => {
-    if (waits(booking) && !cards.has(booking.id) && !later.open) renderEmpty();
+    if (!cards.has(booking.id) && folds.some((each) => each.hides(booking))) renderEmpty();
     else take(booking);
   });
 
@@ -66,7 +64,7 @@ export function customerView(person) {
   /** Newest first, and what is later by its time. One that ends under the eyes of the person stays where it is. */
   function arrange(card, fresh) {
     if (fresh) {
-      const home = isActive(card.booking) ? (waits(card.booking) ? later.list : list) : past;
+      const home = folds.find((each) => each.holds(card.booking))?.list ?? list;
       const isBehind = (other) => (home === later.list ? other.start > card.booking.start : other.id < card.booking.id);
       const next = [...home.children].find((other) => isBehind(bookings.get(/** @type {any} */ (other).dataset.bookingId) ?? card.booking));
       home.insertBefore(card.element, next ?? null);
@@ -74,13 +72,12 @@ export function customerView(person) {
     renderEmpty();
   }
 
-  function renderEmpty() {
+  const renderEmpty = once(() => {
     const ahead = later.render();
     show(empty, list.children.length === 0 && ahead === 0);
-    show(pastBox, past.children.length > 0);
-    setText(pastTitle, `Earlier bookings (${past.children.length})`);
-    form.fold([...bookings.values()].some(isActive));
-  }
+    past.render();
+    form.fold(bookings.values().some(isActive));
+  });
 
   const channel = client.channel(`user:${user.id}`);
   channel.on('*', (event) => {
@@ -99,7 +96,7 @@ export function customerView(person) {
       const [serviceList, zoneList, page] = await Promise.all([
         client.call('service.list'),
         client.call('zone.list'),
-        client.call('booking.list', { limit: 30 }),
+        listBookings(client),
         repeats.load(),
       ]);
       services = serviceList.services;

@@ -1,8 +1,9 @@
 import { EntityStore } from '/client/index.js';
 import { createBookingCard } from './booking-card.js';
-import { h, icon, setText, show } from './dom.js';
+import { h, icon, once, setText, show } from './dom.js';
 import { startDrive } from './drive.js';
-import { createLater } from './later.js';
+import { createFold } from './fold.js';
+import { listBookings } from './listing.js';
 import { settled } from './moments.js';
 import { createOfferCard } from './offer-card.js';
 import { createWeek } from './week.js';
@@ -11,6 +12,8 @@ import { isActive, isLater, nameOf, PRESENCE, problem, reasonText } from './word
 const QUIET_MS = 200;
 /** Members who plan, and hear everything about their organisation's jobs. */
 const MANAGERS = ['owner', 'dispatcher'];
+/** Reasons of a change that came from a calendar elsewhere. */
+const CALENDARS_READ = new Set(['busy_times_changed', 'calendar_not_read']);
 
 /** Steps a provider can take from each status: the first is the usual one. @type {Record<string, { to: string, label: string }[]>} */
 const NEXT = {
@@ -51,15 +54,12 @@ export function providerView(person) {
   const alert = h('p', { class: 'visually-hidden', role: 'alert', 'data-testid': 'offer-alert' });
   const jobList = h('div', { class: 'stack', 'data-testid': 'provider-jobs' });
   const noJobs = h('p', { class: 'empty' }, 'No job yet. One you accept is worked from here.');
-  const waits = (booking) => isActive(booking) && isLater(booking, client.serverNow());
-  const later = createLater({
-    testid: 'provider-later',
-    waiting: () => jobs.values().filter((booking) => waits(booking) && !cards.has(booking.id)),
-    look: addJob,
-  });
-  const past = h('div', { class: 'stack' });
-  const pastTitle = h('summary', {}, 'Earlier jobs');
-  const pastBox = h('details', { class: 'more', hidden: true }, pastTitle, past);
+  /** @param {string} title @param {string} testid @param {(booking: any) => boolean} holds */
+  const fold = (title, testid, holds) =>
+    createFold({ title, testid, holds, cardless: () => jobs.values().filter(({ id }) => !cards.has(id)), look: addJob });
+  const later = fold('Later', 'provider-later', (booking) => isActive(booking) && isLater(booking, client.serverNow()));
+  const past = fold('Earlier jobs', 'provider-past', (booking) => !isActive(booking));
+  const folds = [later, past];
   const error = h('p', { class: 'error', role: 'alert', hidden: true });
   const week = createWeek({ client, services: () => services });
   const shown = h(
@@ -77,7 +77,7 @@ export function providerView(person) {
       { class: 'stack half-jobs' },
       presence.element,
       h('section', { class: 'stack', 'aria-label': 'Offers' }, h('h3', { class: 'section-title' }, 'Offers'), alert, offerNote, noOffers, offerList),
-      h('section', { class: 'stack', 'aria-label': 'Jobs' }, h('h3', { class: 'section-title' }, 'Jobs'), error, noJobs, jobList, later.element, pastBox),
+      h('section', { class: 'stack', 'aria-label': 'Jobs' }, h('h3', { class: 'section-title' }, 'Jobs'), error, noJobs, jobList, later.element, past.element),
     ),
     h('div', { class: 'half-week' }, week.element),
   );
@@ -85,7 +85,7 @@ export function providerView(person) {
   const serviceName = (id) => nameOf(services, id);
   let noteTimer = null;
 
-  function renderEmpty() {
+  const renderEmpty = once(() => {
     const status = provider?.status ?? 'offline';
     const waiting = {
       online: 'You are online. A job appears here the moment it is dispatched.',
@@ -98,9 +98,8 @@ export function providerView(person) {
     noOffers.classList.toggle('slim', jobs.values().some(isActive));
     const ahead = later.render();
     show(noJobs, jobList.children.length === 0 && ahead === 0);
-    show(pastBox, past.children.length > 0);
-    setText(pastTitle, `Earlier jobs (${past.children.length})`);
-  }
+    past.render();
+  });
 
   function note(text, tone = 'off') {
     clearTimeout(noteTimer);
@@ -152,11 +151,11 @@ export function providerView(person) {
   async function reload() {
     const before = jobs.values().filter(isActive);
     try {
-      const { bookings } = await client.call('booking.list', { limit: 50 });
+      const { bookings, since } = await listBookings(client);
       // Oldest first, since each newer one goes on top.
       for (const booking of bookings.toReversed()) jobs.put(booking);
       const listed = new Set(bookings.map(({ id }) => id));
-      for (const { id } of before) if (!listed.has(id) && jobs.remove(id)) note('A job was taken off you.');
+      for (const { id } of before) if (id >= since && !listed.has(id) && jobs.remove(id)) note('A job was taken off you.');
       show(error, false);
     } catch (failure) {
       if (failure.type === 'stopped') return;
@@ -185,14 +184,14 @@ export function providerView(person) {
     if (known) {
       known.card.update(booking);
       known.render();
-    } else if (!waits(booking) || later.open) addJob(booking);
+    } else if (!folds.some((each) => each.hides(booking))) addJob(booking);
     renderEmpty();
   });
 
   function addJob(booking) {
     const job = createJob(booking);
     cards.set(booking.id, job);
-    const home = waits(booking) ? later.list : isActive(booking) ? jobList : past;
+    const home = folds.find((each) => each.holds(booking))?.list ?? jobList;
     const next = [...home.children].find((other) => comesAfter(cards.get(/** @type {HTMLElement} */ (other).dataset.bookingId ?? '')?.card.booking, booking));
     home.insertBefore(job.card.element, next ?? null);
   }
@@ -352,8 +351,9 @@ export function providerView(person) {
       presence.render(data.status);
       renderEmpty();
       week.reload();
-      // A change of hours alone moves no job.
-      if (!/^(rules|exception)_/.test(data.reason)) reloadSoon();
+      if (CALENDARS_READ.has(data.reason)) week.reloadSources();
+      // A change of hours alone, or of what is read elsewhere, moves no job.
+      else if (!/^(rules|exception)_/.test(data.reason)) reloadSoon();
     });
   }
   client.on('channel', listenTo);

@@ -1,6 +1,6 @@
 import { h, icon, setText, show } from './dom.js';
 import { addDays, clockOf, countdown, dayLong, dayMonth, HOUR, settled, span, startOfDay, weekday } from './moments.js';
-import { plural, problem } from './words.js';
+import { plural, problem, workTime } from './words.js';
 
 const DAYS = 7;
 const MOST_SLOTS = 500;
@@ -41,6 +41,7 @@ export function createSlotPicker({ client, onchange }) {
   let wanted = '';
 
   const title = h('p', { class: 'week-title', 'aria-live': 'polite' });
+  const length = h('span', { class: 'muted slot-length', 'data-testid': 'slots-length' });
   const back = h('button', { type: 'button', class: 'button small quiet round', 'aria-label': 'Earlier days', 'data-testid': 'slots-back', onclick: () => go(-DAYS) }, icon('back'));
   const on = h('button', { type: 'button', class: 'button small quiet round', 'aria-label': 'Later days', 'data-testid': 'slots-on', onclick: () => go(DAYS) }, icon('on'));
   const days = h('div', { class: 'slot-days', role: 'radiogroup', 'aria-label': 'Day', onchange: (event) => look(Number(event.target.value)) });
@@ -59,7 +60,7 @@ export function createSlotPicker({ client, onchange }) {
     h('div', { class: 'held-head' }, icon('clock'), what, giveBack),
     h('div', { class: 'countdown' }, h('span', { class: 'countdown-track', 'aria-hidden': 'true' }, bar), left),
   );
-  const element = h('div', { class: 'slots', hidden: true, 'data-testid': 'slots' }, h('div', { class: 'slot-bar' }, title, back, on), days, times, empty, said, box, error);
+  const element = h('div', { class: 'slots', hidden: true, 'data-testid': 'slots' }, h('div', { class: 'slot-bar' }, title, length, back, on), days, times, empty, said, box, error);
 
   const refresh = settled(() => void ask(), QUIET_MS * (1 + Math.random()));
   const ticking = setInterval(tick, 1000);
@@ -250,12 +251,16 @@ export function createSlotPicker({ client, onchange }) {
     say('');
     show(error, false);
     const before = held;
+    const asked = about;
     try {
-      const { hold } = await client.call('slot.hold', { service_id: about.service, zone_id: about.zone, start });
+      const { hold } = await client.call('slot.hold', { service_id: asked.service, zone_id: asked.zone, start });
+      // Meanwhile something else is wanted: nobody would see this hold, nor give it back.
+      if (about !== asked) return void giveUp(hold);
       held = { hold, lifeMs: Math.max(1, Date.parse(hold.expires_at) - Date.parse(hold.server_time)) };
       // Only now: whoever changes their mind must not end up with nothing.
       if (before) void giveUp(before.hold);
     } catch (failure) {
+      if (about !== asked) return;
       if (failure.type === 'slot_taken' || failure.type === 'slot_closed') {
         seen.get(start)?.providers.clear();
         say(`${clockOf(new Date(start))} is not free any more: somebody was faster. Choose another time.`);
@@ -314,8 +319,10 @@ export function createSlotPicker({ client, onchange }) {
      *
      * @param {string | undefined} service
      * @param {string | undefined} zone
+     * @param {number} [minutes] How long the work takes, where that is known.
      */
-    about(service, zone) {
+    about(service, zone, minutes) {
+      setText(length, minutes ? `${workTime(minutes)} each` : '');
       if (about?.service === service && about?.zone === zone) return;
       about = service && zone ? { service, zone } : null;
       if (held) void release();

@@ -3,6 +3,7 @@ import { addDays, countdown, dayMonth, settled, startOfWeek } from './moments.js
 import { askException, editHours, showException } from './week-dialogs.js';
 import { createWeekGrid } from './week-grid.js';
 import { calendarLinks } from './calendar-links.js';
+import { calendarSources } from './calendar-sources.js';
 import { nameOf, plural, problem, statusOf } from './words.js';
 
 /** Several changes in a row are one look at the week. */
@@ -46,6 +47,7 @@ export function createWeek({ client, services }) {
   const error = h('p', { class: 'error', role: 'alert', hidden: true });
   const summary = h('p', { class: 'hint', 'data-testid': 'week-summary' });
   const links = calendarLinks(client);
+  const sources = calendarSources({ client, onchange: () => reload() });
   const element = h(
     'section',
     { class: 'stack week', 'aria-label': 'Your week', 'data-testid': 'provider-week' },
@@ -57,6 +59,7 @@ export function createWeek({ client, services }) {
     summary,
     holds,
     links.element,
+    sources.element,
   );
   const reload = settled(() => void load(), QUIET_MS);
   const ticking = setInterval(tick, 1000);
@@ -199,6 +202,8 @@ export function createWeek({ client, services }) {
   return {
     element,
     reload,
+    /** Calendars elsewhere were read. */
+    reloadSources: sources.reload,
     /**
      * Whose week it is, and whether this person may change it.
      *
@@ -206,6 +211,7 @@ export function createWeek({ client, services }) {
      * @param {boolean} plans
      */
     of(id, plans) {
+      sources.of(id, plans);
       if (id === providerId && plans === mayPlan) return reload();
       providerId = id;
       mayPlan = plans;
@@ -217,6 +223,7 @@ export function createWeek({ client, services }) {
     dispose() {
       clearInterval(ticking);
       reload.cancel();
+      sources.dispose();
     },
   };
 }

@@ -119,6 +119,12 @@ export function minutes(seconds) {
   return seconds < 60 ? 'under a minute' : `${Math.round(seconds / 60)} min`;
 }
 
+/** How long work takes. @param {number} count Of minutes. */
+export function workTime(count) {
+  const parts = [[Math.floor(count / 60), 'h'], [count % 60, 'min']];
+  return parts.flatMap(([number, unit]) => (number ? `${number} ${unit}` : [])).join(' ');
+}
+
 /** @param {number} metres */
 export function distance(metres) {
   return metres < 950 ? `${Math.round(metres / 10) * 10} m` : `${(metres / 1000).toFixed(1)} km`;

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Locator, expect
+from playwright.async_api import Browser, FilePayload, Locator, expect
 
 from tests.acceptance.client import JSON, PROVIDERS, Rest, new_key
 from tests.page.conftest import FixnadoServer
@@ -15,6 +16,7 @@ from tests.page.three_people import Pane, ThreePeople
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="session")]
 
+HOUR = timedelta(hours=1)
 ALL_WEEK: JSON = {
     "rrule": "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH,FR,SA,SU",
     "tzid": "UTC",
@@ -104,6 +106,43 @@ async def test_a_provider_sets_its_hours_and_closes_a_time_with_the_mouse_and_wi
     await expect(extra).to_have_count(0)
 
 
+def calendar_file(name: str, text: str) -> FilePayload:
+    """What a person would choose on their disk."""
+    return {"name": name, "mimeType": "text/calendar", "buffer": text.encode()}
+
+
+async def test_a_provider_brings_busy_times_along_from_a_file_and_takes_them_out_again(people: ThreePeople) -> None:
+    provider = people.provider
+    await provider["provider-week-part"].check(force=True)
+    sources = provider["calendar-sources"]
+    await sources.locator("summary").click()
+    await provider["source-add"].click()
+    await expect(provider["source-error"]).to_contain_text("Paste the address")
+    await provider["source-kind-file"].check(force=True)
+    await provider["source-file"].set_input_files(calendar_file("Family.ics", "a shopping list"))
+    await provider["source-add"].click()
+    await expect(provider["source-error"]).to_contain_text("cannot be read as a calendar")
+    await provider["source-file"].set_input_files(calendar_file("Family.ics", "x" * 60_001))
+    await provider["source-add"].click()
+    await expect(provider["source-error"]).to_contain_text("larger than 60 kB")
+
+    now = datetime.now(UTC)
+    around = [f"{edge}:{now + hour:%Y%m%dT%H%M%SZ}" for edge, hour in (("DTSTART", -HOUR), ("DTEND", HOUR))]
+    event = ["BEGIN:VEVENT", "UID:1", *around, "END:VEVENT"]
+    text = "\r\n".join(["BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:-//T//EN", *event, "END:VCALENDAR", ""])
+    await provider["source-file"].set_input_files(calendar_file("Family.ics", text))
+    await expect(provider["source-name"]).to_have_value("Family")
+    await provider["source-add"].click()
+    await expect(provider["source-row"]).to_contain_text("File · 1 busy time · read today")
+    await expect(sources.locator("summary")).to_contain_text("(1)")
+    await expect(provider["week-busy"].first).to_have_attribute("aria-label", re.compile("^Busy elsewhere"))
+
+    await provider["source-remove"].click()
+    await provider["source-remove-sure"].click()
+    await expect(provider["source-row"]).to_have_count(0)
+    await expect(provider["week-busy"]).to_have_count(0)
+
+
 async def test_a_time_that_somebody_holds_greys_out_and_is_booked_with_its_provider_at_once(
     people: ThreePeople, planner: Planner, shared_demo: FixnadoServer, browser: Browser
 ) -> None:
@@ -124,6 +163,7 @@ async def test_a_time_that_somebody_holds_greys_out_and_is_booked_with_its_provi
         await expect(watched).to_be_enabled()
         await wanted.click()
         await rival["customer-repeat"].check()
+        await expect(rival["customer-repeat-note"]).to_contain_text("booked now; later ones follow weekly from")
         await expect(rival["customer-book"]).to_contain_text("Book ")
         await rival["customer-book"].click()
         await rival.sees("scheduled")
@@ -240,3 +280,146 @@ async def test_one_person_can_have_the_whole_page(people: ThreePeople) -> None:
     await provider["pane-widen"].click()
     await expect(people.customer.root).to_be_visible()
     await expect(provider["week-grid"]).to_be_hidden()
+
+
+async def test_one_live_job_behind_many_others_stays_and_what_is_over_waits_folded(people: ThreePeople) -> None:
+    """More bookings than a page of the list holds are fed to the views, as no test should make them."""
+    seen = await people.page.evaluate(
+        """async () => {
+          const { customerView } = await import('/console/customer.js');
+          const { providerView } = await import('/console/provider.js');
+          const booking = (number) => ({
+            id: `b${1000 + number}`, version: 1, status: number ? 'completed' : 'assigned', service_id: 'plumbing',
+            provider_id: 'p', price: { amount_minor: 100, currency: 'GBP' }, location: { lat: 51.5, lon: -0.1 },
+            created_at: '2026-01-01T00:00:00Z',
+          });
+          let all = Array.from({ length: 250 }, (_, number) => booking(number)).reverse();
+          let pages = 0;
+          function list({ limit, cursor = 'c' }) {
+            pages += 1;
+            const older = all.filter(({ id }) => id < cursor);
+            const bookings = older.slice(0, limit);
+            return { bookings, ...(older.length > limit && { next_cursor: bookings.at(-1).id }) };
+          }
+          const ANSWERS = { 'booking.list': list };
+          const NOTHING = { services: [], zones: [], series: [], organisations: [], sources: [] };
+          async function open(view, name, state) {
+            const snapshots = {};
+            const channel = (name) => ({
+              name,
+              on: (type, listener) => ((snapshots[`${name} ${type}`] = listener), () => undefined),
+              subscribe: async () => undefined,
+              unsubscribe() {},
+            });
+            let heard;
+            const shown = view({
+              user: { id: 'u' },
+              client: {
+                serverNow: Date.now, channel, on: (_, listener) => (heard = listener),
+                call: async (method, params) => ANSWERS[method]?.(params) ?? NOTHING,
+              },
+            });
+            if (state) heard(channel(name));
+            const snapshot = snapshots[`${name} snapshot`];
+            return { shown, again: () => (snapshot({ state }), new Promise((done) => setTimeout(done, 50))) };
+          }
+          const found = [];
+          const provider = { id: 'p', name: 'Shah', status: 'online' };
+          for (const [view, name, state] of [
+            [customerView, 'user:u', null],
+            [providerView, 'provider:p', { provider, offers: [], bookings: [booking(0)] }],
+          ]) {
+            pages = 0;
+            const { shown, again } = await open(view, name, state);
+            await again();
+            const cards = () => shown.element.querySelectorAll('[data-testid=booking-card]').length;
+            const past = shown.element.querySelector('[data-testid$=past]');
+            found.push([pages, cards(), past.textContent]);
+            past.open = true;
+            await new Promise((done) => past.addEventListener('toggle', done, { once: true }));
+            found.push(cards());
+            if (state) {
+              all = all.slice(0, -1);
+              state.bookings = [];
+              await again();
+              found.push(cards(), shown.element.querySelector('[data-testid=offer-note]').textContent);
+            }
+            shown.dispose();
+          }
+          return found;
+        }"""
+    )
+    folded = [3, 1]
+    assert seen == [
+        [*folded, "Earlier bookings (249)"],
+        250,
+        [*folded, "Earlier jobs (249)"],
+        250,
+        249,
+        "A job was taken off you.",
+    ]
+
+
+async def test_a_hold_that_comes_after_another_service_was_chosen_is_given_back(people: ThreePeople) -> None:
+    """An answer that is late at just this moment is fed to the module."""
+    calls = await people.page.evaluate(
+        """async () => {
+          const { createSlotPicker } = await import('/console/slot-picker.js');
+          const start = new Date(Date.now() + 3_600_000).toISOString();
+          const end = new Date(Date.now() + 7_200_000).toISOString();
+          const released = [];
+          const settle = () => new Promise((done) => setTimeout(done, 0));
+          let hold;
+          const picker = createSlotPicker({
+            onchange() {},
+            client: {
+              serverNow: Date.now,
+              channel: () => ({ on: () => () => undefined, subscribe: async () => undefined, unsubscribe() {} }),
+              async call(method, params) {
+                if (method === 'slot.hold') return new Promise((answer) => (hold = answer));
+                if (method === 'slot.release') released.push(params.hold_id);
+                return { slots: [{ start, end, provider_ids: ['p'] }] };
+              },
+            },
+          });
+          picker.about('plumbing', 'camden');
+          await settle();
+          picker.element.querySelector('[data-testid=slot]').click();
+          picker.about('electrical', 'camden');
+          hold({ hold: { id: 'h', start, end, expires_at: end, server_time: start } });
+          await settle();
+          const held = picker.hold;
+          picker.dispose();
+          return [released, held];
+        }"""
+    )
+    assert calls == [["h"], None]
+
+
+async def test_a_service_says_how_long_it_takes_where_the_server_does(people: ThreePeople) -> None:
+    texts = await people.page.evaluate(
+        """async () => {
+          const { bookingForm } = await import('/console/booking-form.js');
+          const channel = () => ({ on: () => () => undefined, subscribe: async () => undefined, unsubscribe() {} });
+          const client = { serverNow: Date.now, channel, call: async () => ({ slots: [] }) };
+          const form = bookingForm({ client, onbooked() {}, onseries() {} });
+          const price = { amount_minor: 8000, currency: 'GBP' };
+          const services = [
+            { id: 'a', name: 'Plumbing', price, duration_minutes: 90 },
+            { id: 'b', name: 'Garden', price, duration_minutes: 120 },
+            { id: 'c', name: 'Locks', price },
+          ];
+          document.body.append(form.element);
+          form.offer(services, []);
+          const tiles = [...form.element.querySelectorAll('.tile-price')].map((tile) => tile.textContent);
+          form.element.querySelector('[data-testid=customer-kind-scheduled]').click();
+          const each = [...form.element.querySelectorAll('.tile input')].map((tile) => {
+            tile.click();
+            return form.element.querySelector('[data-testid=slots-length]').textContent;
+          });
+          form.element.remove();
+          form.dispose();
+          return [tiles, each];
+        }"""
+    )
+    assert texts == [["£80.00 · 1 h 30 min", "£80.00 · 2 h", "£80.00"], ["1 h 30 min each", "2 h each", ""]]

@@ -45,7 +45,7 @@ export function calendarSources({ client, onchange }) {
   const title = h('summary', {}, 'Busy times from another calendar');
   const list = h('ul', { class: 'source-list', 'data-testid': 'sources' });
   const listError = h('p', { class: 'error', role: 'alert', hidden: true });
-  const kind = h('div', { class: 'segments', role: 'radiogroup', 'aria-label': 'Where it is', onchange: renderForm }, choice('address', 'An address', true), choice('file', 'A file', false));
+  const kind = h('div', { class: 'segments', role: 'radiogroup', 'aria-label': 'Where it is', onchange: switchKind }, choice('address', 'An address', true), choice('file', 'A file', false));
   const url = h('input', {
     type: 'text',
     id: 'source-url',
@@ -103,7 +103,7 @@ export function calendarSources({ client, onchange }) {
     h(
       'div',
       { class: 'card' },
-      h('p', { class: 'hint' }, 'While you are busy there, customers are not shown that time as free here. Only the times are kept, nothing else of it.'),
+      h('p', { class: 'hint' }, 'While you are busy there, customers are not shown that time as free here. Nothing but the times is kept.'),
       list,
       listError,
       said,
@@ -168,7 +168,7 @@ export function calendarSources({ client, onchange }) {
         { class: 'source-what' },
         h('strong', {}, source.name),
         h('p', { class: 'hint' }, factsOf(source)),
-        source.problem && h('p', { class: 'source-problem', 'data-testid': 'source-problem' }, `Not read the last time: ${problemOf(source.problem)}`),
+        source.problem && h('p', { class: 'source-problem', 'data-testid': 'source-problem' }, `${source.fetched_at ? 'Not read the last time' : 'It could not be read'}: ${problemOf(source.problem)}`),
       ),
       mayPlan &&
         h(
@@ -214,6 +214,11 @@ export function calendarSources({ client, onchange }) {
     show(fileField, chosen() === 'file');
     const there = sources.some((each) => each.name === name.value.trim());
     setText(add, there ? `Replace “${name.value.trim()}”` : 'Add calendar');
+  }
+
+  function switchKind() {
+    show(error, false);
+    renderForm();
   }
 
   function rename() {
@@ -312,7 +317,7 @@ const isWaiting = (source) => source.kind === 'address' && !source.fetched_at &&
 
 /** @param {any} source */
 function factsOf(source) {
-  const read = source.fetched_at ? `read ${dayAndTime(source.fetched_at)}` : isWaiting(source) ? 'being read…' : 'never read';
+  const read = source.fetched_at ? `read ${dayAndTime(source.fetched_at)}` : isWaiting(source) && 'being read…';
   const kind = source.kind === 'file' ? 'File' : source.host;
   const times = source.fetched_at && plural(source.times, 'busy time');
   const skipped = source.skipped > 0 && `${plural(source.skipped, 'event')} passed over`;

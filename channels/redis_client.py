@@ -78,9 +78,11 @@ class _Server:
         return self.pipe.up and self.listener.up
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _end(self._tasks)
+
+
+AGAIN_SECONDS = 0.5
+"""After which a task that was told to end and has not is told again."""
 
 
 class RedisClient:
@@ -127,8 +129,7 @@ class RedisClient:
     async def stop(self) -> None:
         """Give up all connections. What is queued is dropped."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await _end([self._task])
             self._task = None
         servers, self._servers = self._servers, {}
         self._layout = None
@@ -341,3 +342,13 @@ class RedisClient:
             # A connected listener says nothing of names that were merely added to it.
             await asyncio.wait(moved, timeout=self.times.listen_seconds)
             self.lost()
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: a library that they wait in may take a cancellation for its own timeout."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
+from channels import redis_client
 from channels.broker_redis import RedisBroker
 from channels.redis_address import RedisAddress
 from channels.redis_client import RedisClient
+from channels.redis_layout import Layout, RedisAway
 from channels.redis_pipe import RedisTimes
 from domain.errors import Unavailable
 from tests.channels.broker_contract import BrokerContract, Heard, Pair, entry
@@ -232,6 +234,28 @@ async def test_a_primary_that_becomes_a_replica_is_noticed_although_it_takes_wha
             say(primary.port, "REPLICAOF NO ONE")
             await until(lambda: client.connected)
             assert client.problem is None
+
+
+async def test_client_ends_although_a_library_takes_the_cancellation_for_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looking = asyncio.Event()
+
+    async def deaf_once(*_: object) -> Layout:
+        if not looking.is_set():
+            looking.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                pass
+        raise RedisAway("no answer in time")
+
+    monkeypatch.setattr(redis_client, "discover", deaf_once)
+    client = RedisClient(RedisAddress.parse("redis://127.0.0.1:1/0"), QUICK)
+    await client.start(NAMESPACE)
+    await looking.wait()
+    async with asyncio.timeout(5):
+        await client.stop()
 
 
 @pytest.fixture(scope="module")

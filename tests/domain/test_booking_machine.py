@@ -98,8 +98,9 @@ class MarketplaceMachine(RuleBasedStateMachine):
         path = Path(self.directory.name) / "fixnado.db"
         path.write_bytes(self.template)
         self.runner = asyncio.Runner()
-        # Empty waves are tried again less often than in earnest: a test that waits for days has better things to do.
-        policy = Policy(empty_wave_retry_seconds=120)
+        # Empty waves are tried again and drivers looked at less often than in earnest: a test that waits for days has
+        # better things to do.
+        policy = Policy(empty_wave_retry_seconds=120, stall_check_seconds=6 * 3600)
         self.market = Marketplace(Database(f"sqlite+aiosqlite:///{path}", OPTIONS), policy)
         self.known: dict[str, Known] = {}
         self.declined: dict[tuple[str, str], int] = {}

@@ -89,7 +89,7 @@ class Plan:
     Attributes:
         max_daily_jobs: more than so many the provider does not do on one day.
         holds: those that have not expired.
-        jobs: with an agreed time, or without one and assigned around this time, whatever became of them but cancelled.
+        jobs: with an agreed time, whatever became of them but cancelled.
         busy: brought along from the provider's other calendars.
     """
 
@@ -181,10 +181,7 @@ def is_full(plan: Plan, start: datetime, *, except_id: str = "") -> bool:
 
 
 def _jobs_per_day(plan: Plan, except_id: str = "") -> Counter[date]:
-    jobs = [job.slot.start if job.slot else job.assigned_at for job in plan.jobs if job.id != except_id]
-    # Whoever holds a time may book it, so it counts as if they had.
-    held = [hold.during.start for hold in plan.holds if hold.id != except_id]
-    return Counter(each.astimezone(UTC).date() for each in [*jobs, *held] if each is not None)
+    return Counter(job.slot.start.date() for job in plan.jobs if job.slot and job.id != except_id)
 
 
 def free_starts(

@@ -18,7 +18,6 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    or_,
     select,
     update,
 )
@@ -80,19 +79,7 @@ _HOLDS = (
 )
 _JOBS = (
     select(bookings)
-    .where(
-        bookings.c.provider_id.in_(_PROVIDER_IDS),
-        bookings.c.status != Status.CANCELLED.value,
-        or_(
-            and_(bookings.c.start < bindparam("until"), bookings.c.end > bindparam("from_")),
-            # Work on demand has no time; it counts on the day somebody took it.
-            and_(
-                bookings.c.start.is_(None),
-                bookings.c.assigned_at >= bindparam("from_"),
-                bookings.c.assigned_at < bindparam("until"),
-            ),
-        ),
-    )
+    .where(_overlapping(bookings), bookings.c.status != Status.CANCELLED.value)
     .order_by(bookings.c.start, bookings.c.id)
 )
 _BUSY = select(busy_times).where(_overlapping(busy_times)).order_by(busy_times.c.start)

@@ -143,23 +143,6 @@ async def test_provider_with_all_the_jobs_it_may_have_has_no_slots_that_day(mark
     await hold(market, customer, 33)
 
 
-async def test_holds_and_jobs_on_demand_count_among_those_of_a_day(market: Marketplace) -> None:
-    firm = await planned_firm(market, max_daily_jobs=2)
-    first, second, third = [await market.customer() for _ in range(3)]
-    held = await hold(market, first, 9)
-    other = await hold(market, second, 10)
-    assert await starts(market, third) == []
-    assert await refused(hold(market, third, 11)) == "slot_closed"
-    await book_hold(market, first, held)
-    await market.call(second, "slot.release", hold_id=other["id"])
-    await hold(market, third, 11)
-    # Nobody takes more today, when two were taken on demand already.
-    market.clock.moment = at(9)
-    for _ in range(2):
-        await market.give(await market.book(first), firm, "completed")
-    assert await starts(market, first) == []
-
-
 async def test_held_time_is_booked_with_its_provider_at_once(market: Marketplace) -> None:
     firm, customer = await planned_firm(market), await market.customer()
     held = await hold(market, customer, 9)

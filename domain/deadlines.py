@@ -97,10 +97,7 @@ async def tell(ctx: Context, before: Booking, after: Booking) -> None:
     """
     for name, clock in after.sla.clocks.items():
         known = before.sla.clocks.get(name)
-        changed = known is None or known.status is not clock.status
-        # One that was warned before a pause is so after it, which is no news.
-        again = clock.status is ClockStatus.WARNED and known is not None and known.warned
-        if clock.status in sla.TOLD and changed and not again:
+        if clock.status in sla.TOLD and (known is None or known.status is not clock.status):
             ctx.uow.record(_event(after, name, clock.status, ctx.now))
     if after.sla.breached != before.sla.breached:
         ctx.stirred(zone_id=after.zone_id)

@@ -9,7 +9,6 @@ A hold ends by a durable timer, and counts for nothing from its last instant on,
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -144,7 +143,8 @@ async def find(ctx: Context, params: FindSlots) -> JSON:
     if await ctx.uow.market.zone(params.zone_id) is None:
         raise InvalidParams.at("zone_id", "there is no such zone")
     within = bounded(params.from_, params.to, ctx.policy.slot_days)
-    providers = await ctx.uow.calendars.planned(service.id, params.zone_id, params.provider_id, MOST_PROVIDERS)
+    found = await ctx.uow.calendars.planned(service.id, params.zone_id, MOST_PROVIDERS)
+    providers = [each for each in found if params.provider_id in {None, each.id}]
     start = max(within.start, ctx.now)
     if start >= within.end:
         return {"slots": []}
@@ -156,8 +156,6 @@ async def find(ctx: Context, params: FindSlots) -> JSON:
     busy = await ctx.uow.bookings.busy([each.id for each in providers]) if any_soon else frozenset()
     free: dict[datetime, list[str]] = {}
     for provider in providers:
-        # Each takes some milliseconds of arithmetic when it has many rules and jobs: let others in between.
-        await asyncio.sleep(0)
         plan = plans.get(provider.id)
         if plan is not None:
             for each in free_starts(plan, within, length, step, ctx.uow.recurrences):
@@ -267,7 +265,8 @@ async def hold(ctx: Context, params: HoldSlot) -> JSON:
     await ctx.uow.people.lock_user(ctx.actor.user_id)
     if await ctx.uow.calendars.holds_of(ctx.actor.user_id, ctx.now) >= ctx.policy.holds_per_customer:
         raise TooManyHolds
-    providers = await ctx.uow.calendars.planned(service.id, params.zone_id, params.provider_id, MOST_PROVIDERS)
+    found = await ctx.uow.calendars.planned(service.id, params.zone_id, MOST_PROVIDERS)
+    providers = [each for each in found if params.provider_id in {None, each.id}]
     provider = await _first_free(ctx, providers, during)
     held = Hold(
         id=new_id(ctx.now),

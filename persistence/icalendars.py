@@ -7,7 +7,7 @@ What is read was written by strangers: its size is bounded by the caller, rules 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from time import monotonic
 from typing import Any
@@ -26,8 +26,6 @@ from persistence.recurrence import RruleRecurrences
 MOST_EVENTS = 5_000
 LONGEST_SECONDS = 5.0
 _DAY = timedelta(days=1)
-_BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, InvalidParams)
-"""What comes of an event that says something else than it should, wherever it is noticed."""
 _RECURRENCES = RruleRecurrences()
 
 
@@ -84,8 +82,9 @@ def read_busy(text: bytes, within: Interval, tzid: str) -> Busy:
     if len(events) > MOST_EVENTS:
         raise UnreadableCalendar("The calendar has too many events.")
     zone = ZoneInfo(tzid)
-    moved, skipped = _moved(events, zone)
+    moved = {(str(event.get("UID")), _instant(event["RECURRENCE-ID"].dt, zone)) for event in events if _is_moved(event)}
     times: list[Interval] = []
+    skipped = 0
     ends = monotonic() + LONGEST_SECONDS
     for event in events:
         if monotonic() > ends:
@@ -100,25 +99,15 @@ def read_busy(text: bytes, within: Interval, tzid: str) -> Busy:
                 for time in _times(event, within, zone)
                 if "RECURRENCE-ID" in event or (str(event.get("UID")), time.start) not in moved
             ]
-        except _BROKEN:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, InvalidParams):
             skipped += 1
         if len(times) > MOST_EVENTS:
             raise UnreadableCalendar("The calendar has too many events.")
     return Busy(times, skipped)
 
 
-def _moved(events: Sequence[Any], zone: ZoneInfo) -> tuple[set[tuple[str, datetime]], int]:
-    """Which instances of which series have an event of their own, and how many events do not say that so that it can be
-    understood; for those both times count.
-    """
-    moved, skipped = set(), 0
-    for event in events:
-        if "RECURRENCE-ID" in event:
-            try:
-                moved.add((str(event.get("UID")), _instant(event["RECURRENCE-ID"].dt, zone)))
-            except _BROKEN:
-                skipped += 1
-    return moved, skipped
+def _is_moved(event: Any) -> bool:
+    return "RECURRENCE-ID" in event and hasattr(event["RECURRENCE-ID"], "dt")
 
 
 def _times(event: Any, within: Interval, zone: ZoneInfo) -> Iterator[Interval]:
@@ -137,7 +126,7 @@ def _times(event: Any, within: Interval, zone: ZoneInfo) -> Iterator[Interval]:
         raise ValueError("more than one rule")
     tzid = _name_of(first.tzinfo if isinstance(first, datetime) else None, zone)
     on_the_wall = start.astimezone(ZoneInfo(tzid)).replace(tzinfo=None)
-    recurrence = Recurrence(_rule(rules.to_ical().decode(), on_the_wall, ZoneInfo(tzid)), tzid, on_the_wall, duration)
+    recurrence = Recurrence(_rule(rules.to_ical().decode(), on_the_wall), tzid, on_the_wall, duration)
     _RECURRENCES.check(recurrence)
     left_out = _left_out(event, zone)
     for time in _RECURRENCES.overlapping(recurrence, within):
@@ -174,15 +163,13 @@ def _name_of(zone: tzinfo | None, otherwise: ZoneInfo) -> str:
     return zone.key if isinstance(zone, ZoneInfo) else "UTC"
 
 
-def _rule(text: str, start: datetime, zone: ZoneInfo) -> str:
-    """The same rule in the words that :mod:`persistence.recurrence` takes, where there are such. An end without a zone
-    is one on the event's own clock; a day ends with its last second.
-    """
+def _rule(text: str, start: datetime) -> str:
+    """The same rule in the words that :mod:`persistence.recurrence` takes, where there are such."""
     parts = dict(part.split("=", 1) for part in text.upper().split(";") if part)
-    if "UNTIL" in parts and not parts["UNTIL"].endswith("Z"):
-        day, _, clock = parts["UNTIL"].partition("T")
-        last = datetime.strptime(f"{day}T{clock or '235959'}", "%Y%m%dT%H%M%S").replace(tzinfo=zone)
-        parts["UNTIL"] = last.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    if "UNTIL" in parts and "T" not in parts["UNTIL"]:
+        parts["UNTIL"] += "T235959Z"
+    elif "UNTIL" in parts and not parts["UNTIL"].endswith("Z"):
+        parts["UNTIL"] += "Z"
     if parts.get("FREQ") == "YEARLY" and parts.keys() <= {"FREQ", "INTERVAL", "COUNT", "UNTIL", "WKST"}:
         every = 12 * int(parts.get("INTERVAL", 1))
         parts |= {"FREQ": "MONTHLY", "INTERVAL": str(every), "BYMONTHDAY": str(start.day)}

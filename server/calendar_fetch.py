@@ -20,10 +20,9 @@ from urllib.parse import urljoin, urlsplit
 
 import httptools
 
-from domain.calendar_sync import FETCH_EVERY, Source, UnreadableCalendar, fetched
+from domain.calendar_sync import FETCH_EVERY, Source, fetched
 from domain.commands import Desk
 from domain.context import Context
-from domain.errors import Unavailable
 from domain.types import Origin, new_id
 from persistence.repositories import SqlUnitOfWork
 from persistence.unit_of_work import Transactions
@@ -207,14 +206,7 @@ class CalendarSync:
             except FetchRefused as error:
                 problem = str(error)
                 log.info("calendar_not_read", source=source.id, why=problem)
-            try:
-                await self._desk.run_as_system(self._step(source.id, text, problem), origin)
-            except Unavailable:
-                raise
-            except Exception:
-                # Whatever somebody's calendar holds, the others of this turn are read.
-                log.exception("calendar_broke_the_reader", source=source.id)
-                await self._desk.run_as_system(self._step(source.id, None, UnreadableCalendar.type), origin)
+            await self._desk.run_as_system(self._step(source.id, text, problem), origin)
         return len(claimed)
 
     @staticmethod

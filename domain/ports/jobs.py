@@ -40,7 +40,7 @@ class Bookings(Protocol):
         """Those of the providers that have a job under way."""
 
     async def committed(self, provider_id: str) -> Sequence[Booking]:
-        """Jobs under way, then confirmed ones to come, soonest first; at most 100."""
+        """Jobs under way and confirmed ones to come, oldest first, at most 100."""
 
     async def waiting_in_reach_of(self, provider_id: str) -> Sequence[str]:
         """Bookings awaiting assignment without a live offer that this provider has the skill and zone for."""

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, case, exists, func, insert, literal, or_, select, update
+from sqlalchemy import Row, and_, bindparam, exists, func, insert, literal, or_, select, update
 
 from domain.bookings import ENDED, OCCUPYING, UNDER_WAY, Booking, Kind, Status
 from domain.deadlines import EVERY, SlaPolicy
@@ -34,8 +34,7 @@ _UNDER_WAY = (
 _COMMITTED = (
     select(bookings)
     .where(bookings.c.provider_id == bindparam("provider"), bookings.c.status.in_(sorted(OCCUPYING)))
-    # A job on demand has no start and comes first: it is under way.
-    .order_by(case((bookings.c.status.in_(sorted(UNDER_WAY)), 0), else_=1), bookings.c.start, bookings.c.id)
+    .order_by(bookings.c.id)
     .limit(100)
 )
 _OPEN = (

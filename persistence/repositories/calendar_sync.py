@@ -27,7 +27,7 @@ _FEED = (
     .join(users, users.c.id == calendar_feeds.c.user_id)
     .where(calendar_feeds.c.token_hash == bindparam("token"), users.c.disabled_at.is_(None))
 )
-_JOBS_TO_COME = (
+_JOBS = (
     select(bookings)
     .where(
         bookings.c.provider_id == bindparam("provider"),
@@ -35,16 +35,6 @@ _JOBS_TO_COME = (
         bookings.c.start < bindparam("until"),
     )
     .order_by(bookings.c.start, bookings.c.id)
-    .limit(bindparam("most"))
-)
-_JOBS_PAST = (
-    select(bookings)
-    .where(
-        bookings.c.provider_id == bindparam("provider"),
-        bookings.c.end > bindparam("from_"),
-        bookings.c.end <= bindparam("until"),
-    )
-    .order_by(bookings.c.end.desc(), bookings.c.id.desc())
     .limit(bindparam("most"))
 )
 _SOURCE = select(calendar_sources).where(calendar_sources.c.id == bindparam("source"))
@@ -94,12 +84,9 @@ class SqlCalendarSync:
         found: str | None = (await self._connection.execute(_FEED, {"token": token_hash})).scalar_one_or_none()
         return found
 
-    async def jobs(self, provider_id: str, within: Interval, now: datetime, limit: int) -> Sequence[Booking]:
-        ahead = {"provider": provider_id, "from_": now, "until": within.end, "most": limit}
-        to_come = [booking_of(row) for row in await self._connection.execute(_JOBS_TO_COME, ahead)]
-        behind = {"provider": provider_id, "from_": within.start, "until": now, "most": limit - len(to_come)}
-        past = [booking_of(row) for row in await self._connection.execute(_JOBS_PAST, behind)]
-        return [*reversed(past), *to_come]
+    async def jobs(self, provider_id: str, within: Interval, limit: int) -> Sequence[Booking]:
+        bound = {"provider": provider_id, "from_": within.start, "until": within.end, "most": limit}
+        return [booking_of(row) for row in await self._connection.execute(_JOBS, bound)]
 
     async def source(self, source_id: str) -> Source | None:
         row = (await self._connection.execute(_SOURCE, {"source": source_id})).one_or_none()

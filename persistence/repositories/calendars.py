@@ -97,7 +97,6 @@ _PLANNED = (
     .order_by(providers.c.rating.desc(), providers.c.id)
     .limit(bindparam("most"))
 )
-_PLANNED_ONE = _PLANNED.where(providers.c.id == bindparam("provider"))
 _OFFERS = (
     select(func.count())
     .select_from(providers)
@@ -201,13 +200,9 @@ class SqlCalendars:
             for provider_id, row in found.items()
         }
 
-    async def planned(self, service_id: str, zone_id: str, provider_id: str | None, limit: int) -> Sequence[Provider]:
+    async def planned(self, service_id: str, zone_id: str, limit: int) -> Sequence[Provider]:
         bound = {"service": service_id, "zone": zone_id, "most": limit}
-        if provider_id is None:
-            rows = await self._connection.execute(_PLANNED, bound)
-        else:
-            rows = await self._connection.execute(_PLANNED_ONE, bound | {"provider": provider_id})
-        return [provider_of(row) for row in rows]
+        return [provider_of(row) for row in await self._connection.execute(_PLANNED, bound)]
 
     async def offers(self, provider_id: str, service_id: str, zone_id: str) -> bool:
         bound = {"provider": provider_id, "service": service_id, "zone": zone_id}

@@ -5,10 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-import pytest
 import vobject
 
-from domain import calendar_sync
 from domain.calendar_sync import MOST_SOURCES, feed
 from domain.context import SYSTEM
 from domain.errors import Forbidden
@@ -165,39 +163,6 @@ async def test_moved_instance_of_a_repeated_event_counts_where_it_is(market: Mar
     )
     await bring(market, firm, ics)
     assert [start for start, _ in await busy_times(market, firm)] == [wire_time(at(10)), "2026-12-03T15:00:00.000Z"]
-
-
-@pytest.mark.parametrize("which", [":PT1H", ":nonsense", ";VALUE=TIME:101010", ";VALUE=PERIOD:20261125T100000Z/PT1H"])
-async def test_event_that_does_not_say_which_instance_it_moves_is_counted_as_skipped(
-    market: Marketplace, which: str
-) -> None:
-    firm = await market.firm()
-    when = "DTSTART:20261125T{}0000Z\nDURATION:PT1H"
-    source = await bring(market, firm, text(when.format(10), f"{when.format(12)}\nRECURRENCE-ID{which}"))
-    assert source["skipped"] == 1
-    assert (wire_time(at(10)), wire_time(at(11))) in await busy_times(market, firm)
-
-
-async def test_repetition_ends_on_the_clock_of_its_event(market: Marketplace) -> None:
-    firm = await market.firm()
-    nightly = "DTSTART;TZID=America/New_York:20261124T220000\nDURATION:PT1H\nRRULE:FREQ=DAILY;UNTIL="
-    for until, nights in (("20261126", 3), ("20261126T220000", 3), ("20261126T215959", 2), ("20261127T030000Z", 3)):
-        await bring(market, firm, text(nightly + until))
-        assert len(await busy_times(market, firm)) == nights, until
-
-
-async def test_feed_of_somebody_with_many_jobs_has_those_to_come(
-    market: Marketplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(calendar_sync, "MOST_JOBS", 3)
-    firm, customer = await market.firm(), await market.customer()
-    token = await issue(market, firm.person)
-    for hours in (1, 2, 3, 30, 31):
-        booking_id = await market.book_slot(customer, in_hours=hours, hours=0.5)
-        await market.give(booking_id, firm, "scheduled")
-    market.clock.advance(4 * 3600)
-    begins = [event.dtstart.value for event in (await shown(market, token)).vevent_list]
-    assert begins == [START + timedelta(hours=hours) for hours in (3, 30, 31)]
 
 
 async def test_what_is_no_calendar_is_refused_and_changes_nothing(market: Marketplace) -> None:

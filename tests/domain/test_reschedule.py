@@ -121,18 +121,3 @@ async def test_stale_version_is_a_conflict(market: Marketplace) -> None:
     customer, _, booking_id = await planned(market)
     params = {"booking_id": booking_id, "version": 1, "start": at(30).isoformat()}
     assert await refused(market.call(customer, "booking.reschedule", **params)) == "conflict"
-
-
-async def test_work_that_nobody_was_found_for_is_searched_for_anew_at_its_new_time(market: Marketplace) -> None:
-    customer = await market.customer()
-    booking_id = await market.book_slot(customer, in_hours=24)
-    await market.advance(620)
-    assert len(await market.events("booking.rescue_needed")) == 1
-    firm = await market.firm()
-    later = (market.clock.now() + timedelta(hours=48)).isoformat()
-    version = (await market.booking(booking_id)).version
-    await market.call(customer, "booking.reschedule", booking_id=booking_id, version=version, start=later)
-    await market.advance(10)
-    assert await market.offer_id(firm, booking_id)
-    await market.advance(400)
-    assert (await market.booking(booking_id)).status == "awaiting_assignment", "the time of the rescue is over, too"

@@ -127,16 +127,6 @@ async def test_completion_rests_while_work_is_paused_and_the_deadline_moves_alon
     assert (await told(market, booking_id))[-1] == ("completion", "sla.breached")
 
 
-async def test_clock_that_was_warned_is_not_warned_again_after_a_pause(market: Marketplace) -> None:
-    customer, firm = await people(market)
-    booking_id = await market.job(customer, firm, "en_route", "arrived", "in_progress")
-    await market.advance(75 * MINUTE)  # of 90
-    for _ in range(3):
-        await market.walk(firm.person, booking_id, "paused", "in_progress")
-        await market.advance(10)
-    assert (await told(market, booking_id)).count(("completion", "sla.warned")) == 1
-
-
 async def test_dispute_pauses_and_its_end_resumes_or_meets(market: Marketplace) -> None:
     customer, firm = await people(market)
     operator = await market.operator()

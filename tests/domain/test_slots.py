@@ -7,9 +7,6 @@ from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 
-import pytest
-
-from domain import slots
 from domain.errors import TooManyHolds
 from domain.identity import Actor
 from domain.types import JSON, wire_time
@@ -214,16 +211,6 @@ async def test_hold_takes_the_best_that_is_free_and_refuses_what_nobody_has(mark
     unplanned = await market.firm()
     somebody = await market.customer()
     assert await refused(hold(market, somebody, 9, provider_id=unplanned.provider_id)) == "slot_taken"
-
-
-async def test_named_provider_is_found_however_many_are_better(
-    market: Marketplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(slots, "MOST_PROVIDERS", 1)
-    await planned_firm(market, rating=4.0)
-    good, customer = await planned_firm(market, rating=3.0), await market.customer()
-    assert await starts(market, customer, provider_id=good.provider_id) == [9, 9.5, 10, 10.5, 11]
-    assert (await hold(market, customer, 9, provider_id=good.provider_id))["provider_id"] == good.provider_id
 
 
 async def test_scheduled_work_is_offered_only_to_those_whose_calendar_is_free(market: Marketplace) -> None:

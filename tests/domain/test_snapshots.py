@@ -79,21 +79,3 @@ async def test_what_is_open_is_there_however_many_are_newer(
     shown = [booking["id"] for booking in (await feed(market))["bookings"]]
     assert shown == [newest, newer, second, first, at_once], "the two newest, and of the open ones the three soonest"
     assert third not in shown
-
-
-async def test_providers_see_what_is_under_way_and_then_what_is_soonest(market: Marketplace) -> None:
-    firm, customer = await market.firm(), await market.customer()
-    jobs = []
-    for days in (3, 1, 2):
-        jobs.append(await market.book_slot(customer, in_hours=24 * days))
-        await market.give(jobs[-1], firm, "scheduled")
-    market.clock.advance(1)
-    now = await market.book(customer)
-    await market.give(now, firm, "en_route")
-
-    async def work(uow: Any) -> JSON | None:
-        return await snapshots.of_provider(market.desk.context(firm.person, uow), firm.provider_id)
-
-    state = await market.transactions.read(work)
-    assert state is not None
-    assert [booking["id"] for booking in state["bookings"]] == [now, jobs[1], jobs[2], jobs[0]]

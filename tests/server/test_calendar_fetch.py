@@ -12,14 +12,11 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from domain.calendar_sync import Busy
-from domain.types import Interval
 from persistence.database import Database
-from persistence.icalendars import IcalendarReader
 from persistence.migrate import upgrade
 from server.calendar_fetch import CalendarFetcher, CalendarSync, FetchOptions, FetchRefused, is_public
 from tests.certificates import make_certificates
-from tests.domain.marketplace import OPTIONS, Firm, Marketplace
+from tests.domain.marketplace import OPTIONS, Marketplace
 
 HOST = "calendar.example.test"
 TEXT = b"BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:x\r\nEND:VCALENDAR\r\n"
@@ -210,33 +207,6 @@ async def test_what_is_not_a_document_is_said(site: tuple[Site, FetchOptions]) -
     made.answers |= {"/gone": answer(b"", "404 Not Found"), "/noise": b"\x16\x03\x01 what\r\n\r\n"}
     assert await refused(here(options), f"https://{HOST}/gone") == "status_404"
     assert await refused(here(options), f"https://{HOST}/noise") == "not_reachable"
-
-
-async def test_calendar_that_breaks_the_reader_does_not_keep_others_from_being_read(
-    site: tuple[Site, FetchOptions], market: Marketplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made, options = site
-    made.answers |= {"/0.ics": answer(b"poison"), "/1.ics": answer(BUSY)}
-    firms = await market.firms(2)
-    for number, firm in enumerate(firms):
-        theirs = {"provider_id": firm.provider_id, "name": "Work", "url": f"https://{HOST}/{number}.ics"}
-        await market.call(firm.person, "calendar.subscribe", **theirs)
-    read = IcalendarReader.busy
-
-    async def fragile(self: IcalendarReader, text: bytes, within: Interval, tzid: str) -> Busy:
-        if text == b"poison":
-            raise ArithmeticError("nobody thought of that")
-        return await read(self, text, within, tzid)
-
-    monkeypatch.setattr(IcalendarReader, "busy", fragile)
-    assert await CalendarSync(market.desk, market.transactions, here(options)).run_once() == 2
-
-    async def source(firm: Firm) -> Any:
-        listed = await market.call(firm.person, "calendar.list_sources", provider_id=firm.provider_id)
-        return listed["sources"][0]
-
-    broken, fine = [await source(firm) for firm in firms]
-    assert (broken["problem"], fine["times"], "problem" in fine) == ("unreadable_calendar", 1, False)
 
 
 async def test_address_is_read_once_an_hour_whoever_asks_and_keeps_what_it_had(

@@ -22,7 +22,7 @@ from pydantic import Field, StringConstraints
 from domain import planning
 from domain.availability import own_provider_id
 from domain.bookings import Booking
-from domain.calendars import merged
+from domain.calendars import Calendar, merged
 from domain.context import Context
 from domain.errors import Forbidden, InvalidParams, Refused
 from domain.factors import token_hash
@@ -264,7 +264,8 @@ async def import_calendar(ctx: Context, params: ImportCalendar) -> JSON:
     """
     provider = await _allowed(ctx, params.provider_id)
     # Read before anything is locked: it may take a moment.
-    busy = await ctx.uow.calendar_reader.busy(params.ics.encode(), _reach(ctx), await _tzid(ctx, provider))
+    tzid = zone_of(await ctx.uow.calendars.get(provider.id))
+    busy = await ctx.uow.calendar_reader.busy(params.ics.encode(), reach(ctx.now), tzid)
     provider = await managed(ctx, provider.id)
     source = await _add(ctx, provider, params.name, SourceKind.FILE, None)
     return {"source": source_view(await take_times(ctx, provider, source, busy))}
@@ -303,19 +304,10 @@ async def remove_source(ctx: Context, params: RemoveSource) -> JSON:
     return {"source": source_view(source)}
 
 
-async def fetched(ctx: Context, source_id: str, text: bytes | None, problem: str | None) -> None:
-    """What a worker read at an address: its text, or why there is none; then the times before stay."""
+async def fetched(ctx: Context, source_id: str, busy: Busy | None, problem: str | None) -> None:
+    """What a worker read of a source, or why it could not; then the times before stay."""
     source = await ctx.uow.calendar_sync.source(source_id)
-    provider = None if source is None else await ctx.uow.market.provider(source.provider_id)
-    if source is None or provider is None:
-        return
-    busy = None
-    if text is not None:
-        try:
-            busy = await ctx.uow.calendar_reader.busy(text, _reach(ctx), await _tzid(ctx, provider))
-        except UnreadableCalendar:
-            problem = UnreadableCalendar.type
-    locked = await ctx.uow.market.lock_provider(provider.id)
+    locked = None if source is None else await ctx.uow.market.lock_provider(source.provider_id)
     source = await ctx.uow.calendar_sync.source(source_id)
     if locked is None or source is None:
         return
@@ -356,13 +348,14 @@ async def _allowed(ctx: Context, provider_id: str) -> Provider:
     return provider
 
 
-async def _tzid(ctx: Context, provider: Provider) -> str:
-    rules = (await planning.calendar_of(ctx, provider)).rules
-    return rules[0].tzid if rules else "UTC"
+def zone_of(calendar: Calendar | None) -> str:
+    """In which zone a provider's whole days, and times without a zone, are read."""
+    return calendar.rules[0].tzid if calendar is not None and calendar.rules else "UTC"
 
 
-def _reach(ctx: Context) -> Interval:
-    return Interval(ctx.now - timedelta(days=1), ctx.now + BUSY_AHEAD)
+def reach(now: datetime) -> Interval:
+    """From when to when busy times count."""
+    return Interval(now - timedelta(days=1), now + BUSY_AHEAD)
 
 
 def _check_address(url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -142,8 +143,13 @@ class SqlCalendarSync:
         for row in (await self._connection.execute(_DUE, {"now": self._unit.now, "most": limit})).all():
             bound = {"source": row.id, "due": row.next_fetch_at, "again_at": again_at}
             if (await self._connection.execute(_CLAIM, bound)).rowcount == 1:
-                claimed.append(_source(row))
+                claimed.append(replace(_source(row), next_fetch_at=again_at))
         return claimed
+
+    async def give_back(self, claimed: Source) -> None:
+        """Makes a claimed source due again that was not read."""
+        bound = {"source": claimed.id, "due": claimed.next_fetch_at, "again_at": self._unit.now}
+        await self._connection.execute(_CLAIM, bound)
 
 
 def _source(row: Row[Any]) -> Source:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import vobject
 
 from domain.calendar_sync import MOST_SOURCES, feed
@@ -13,6 +16,7 @@ from domain.errors import Forbidden
 from domain.types import wire_time
 from persistence import tables
 from persistence.icalendars import write_jobs
+from server.calendar_fetch import CalendarSync
 from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, refusal, refused
 from tests.domain.test_slots import NINE_TO_TWELVE, at, book_hold, hold, plan, planned_firm, starts, week
 
@@ -192,3 +196,112 @@ async def test_address_is_shown_by_its_host_alone(market: Marketplace) -> None:
     for url in ("https://user:pw@example.test/", "https://example.test:8443/", "https:///x", "https://[::1"):
         error = await refusal(market.call(firm.person, "calendar.subscribe", **params, url=url))
         assert error.type == "invalid_params", url
+
+
+HOSTILE = [
+    "RECURRENCE-ID:PT1H",
+    "RECURRENCE-ID:foo",
+    "RECURRENCE-ID;VALUE=TIME:101010",
+    "RECURRENCE-ID;VALUE=PERIOD:20261124T100000Z/PT1H",
+    "RECURRENCE-ID;VALUE=DATE:00010101",
+    "RECURRENCE-ID:20261125T100000Z\nRECURRENCE-ID:20261126T100000Z",
+]
+
+
+async def test_events_that_move_from_no_time_are_passed_over(market: Marketplace) -> None:
+    firm = await market.firm()
+    await plan(market, firm, NINE_TO_TWELVE | {"tzid": "Europe/Berlin"})
+    nine = "DTSTART:20261125T090000Z\nDTEND:20261125T100000Z"
+    source = await bring(market, firm, text(nine, *(f"DTSTART:20261125T110000Z\nDURATION:PT1H\n{h}" for h in HOSTILE)))
+    assert (source["times"], source["skipped"]) == (1, len(HOSTILE))
+
+
+@pytest.mark.parametrize(
+    ("rule", "days"),
+    [
+        ("DTSTART;TZID=America/New_York:20261125T220000\nRRULE:FREQ=DAILY;UNTIL=20261126", [26, 27]),
+        ("DTSTART;TZID=America/New_York:20261125T220000\nRRULE:FREQ=DAILY;UNTIL=20261126T220000", [26, 27]),
+        ("DTSTART;TZID=America/New_York:20261125T220000\nRRULE:FREQ=DAILY;UNTIL=20261127T030000Z", [26, 27]),
+        ("DTSTART:20261129T030000Z\nRRULE:FREQ=DAILY;UNTIL=99991231T235959Z", [29, 30]),
+        ("DTSTART:20261126T030000Z\nRDATE:20261128T030000Z,20261129T030000Z\nEXDATE:20261129T030000Z", [26, 28]),
+        ("DTSTART:20261126T030000Z\nRRULE:FREQ=DAILY;COUNT=2\nRDATE:20261129T030000Z", [26, 27, 29]),
+        ("DTSTART:20261126T030000Z\nRDATE;VALUE=PERIOD:20261128T030000Z/20261128T040000Z", [26, 28]),
+    ],
+)
+async def test_repetition_counts_on_its_last_and_its_additional_days(
+    market: Marketplace, rule: str, days: list[int]
+) -> None:
+    firm = await market.firm()
+    await bring(market, firm, text(f"{rule}\nDURATION:PT1H"))
+    november = [start for start, _ in await busy_times(market, firm) if start < "2026-12"]
+    assert november == [f"2026-11-{day}T03:00:00.000Z" for day in days]
+
+
+class Elsewhere:
+    """Answers with what it is told to; counts who asks."""
+
+    def __init__(self, answer: Callable[[int], bytes]) -> None:
+        self.answer = answer
+        self.asked = 0
+        self.waiting = asyncio.Event()
+
+    async def fetch(self, url: str) -> bytes:
+        self.asked += 1
+        try:
+            return self.answer(self.asked)
+        except BlockingIOError:
+            self.waiting.set()
+            await asyncio.Event().wait()
+            raise
+
+
+BUSY = text("DTSTART:20261125T100000Z\nDTEND:20261125T110000Z").encode()
+
+
+async def subscribers(market: Marketplace, number: int) -> list[Firm]:
+    firms = await market.firms(number)
+    for firm in firms:
+        params = {"provider_id": firm.provider_id, "name": "Work", "url": "https://calendar.example.test/"}
+        await market.call(firm.person, "calendar.subscribe", **params)
+    return firms
+
+
+async def sources(market: Marketplace, *columns: str) -> list[tuple[Any, ...]]:
+    table = tables.calendar_sources
+    return sorted(
+        (tuple(row) for row in await market.rows(table.select().with_only_columns(*(table.c[c] for c in columns)))),
+        key=str,
+    )
+
+
+async def test_calendar_that_breaks_the_reader_keeps_nobody_elses_waiting(market: Marketplace) -> None:
+    await subscribers(market, 3)
+
+    def answer(number: int) -> bytes:
+        if number == 1:
+            raise RuntimeError("whatever nobody thought of")
+        return BUSY
+
+    elsewhere = Elsewhere(answer)
+    sync = CalendarSync(market.desk, market.transactions, elsewhere)
+    assert await sync.run_once() == 3
+    assert await sources(market, "times", "problem") == [(0, "unreadable_calendar"), (1, None), (1, None)]
+    assert (await sync.run_once(), elsewhere.asked) == (0, 3), "each is read again in an hour"
+
+
+async def test_calendars_that_were_claimed_and_not_read_are_due_again_at_once(market: Marketplace) -> None:
+    await subscribers(market, 3)
+
+    def answer(number: int) -> bytes:
+        if number == 2:
+            raise BlockingIOError
+        return BUSY
+
+    elsewhere = Elsewhere(answer)
+    interrupted = asyncio.create_task(CalendarSync(market.desk, market.transactions, elsewhere).run_once())
+    await elsewhere.waiting.wait()
+    interrupted.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await interrupted
+    assert await CalendarSync(market.desk, market.transactions, Elsewhere(lambda _: BUSY)).run_once() == 2
+    assert await sources(market, "times") == [(1,), (1,), (1,)]

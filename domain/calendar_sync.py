@@ -248,7 +248,7 @@ async def feed(ctx: Context, token: str) -> FeedJobs:
     if provider is None:
         raise Forbidden
     within = Interval(ctx.now - PAST, ctx.now + AHEAD)
-    jobs = await ctx.uow.calendar_sync.jobs(provider.id, within, MOST_JOBS)
+    jobs = await ctx.uow.calendar_sync.jobs(provider.id, within, ctx.now, MOST_JOBS)
     return FeedJobs(provider.name, jobs, {service.id: service.name for service in await ctx.uow.market.services()})
 
 

@@ -28,15 +28,12 @@ _FEED = (
     .join(users, users.c.id == calendar_feeds.c.user_id)
     .where(calendar_feeds.c.token_hash == bindparam("token"), users.c.disabled_at.is_(None))
 )
-_JOBS = (
-    select(bookings)
-    .where(
-        bookings.c.provider_id == bindparam("provider"),
-        bookings.c.end > bindparam("from_"),
-        bookings.c.start < bindparam("until"),
-    )
-    .order_by(bookings.c.start, bookings.c.id)
-    .limit(bindparam("most"))
+_JOBS = select(bookings).where(bookings.c.provider_id == bindparam("provider")).limit(bindparam("most"))
+_JOBS_TO_COME = _JOBS.where(bookings.c.end > bindparam("now"), bookings.c.start < bindparam("until")).order_by(
+    bookings.c.start, bookings.c.id
+)
+_JOBS_BEFORE = _JOBS.where(bookings.c.end > bindparam("from_"), bookings.c.end <= bindparam("now")).order_by(
+    bookings.c.end.desc(), bookings.c.id.desc()
 )
 _SOURCE = select(calendar_sources).where(calendar_sources.c.id == bindparam("source"))
 _SOURCES = (
@@ -85,9 +82,13 @@ class SqlCalendarSync:
         found: str | None = (await self._connection.execute(_FEED, {"token": token_hash})).scalar_one_or_none()
         return found
 
-    async def jobs(self, provider_id: str, within: Interval, limit: int) -> Sequence[Booking]:
-        bound = {"provider": provider_id, "from_": within.start, "until": within.end, "most": limit}
-        return [booking_of(row) for row in await self._connection.execute(_JOBS, bound)]
+    async def jobs(self, provider_id: str, within: Interval, now: datetime, limit: int) -> Sequence[Booking]:
+        bound = {"provider": provider_id, "now": now}
+        ahead = {"until": within.end, "most": limit}
+        rows = list((await self._connection.execute(_JOBS_TO_COME, bound | ahead)).all())
+        past = {"from_": within.start, "most": limit - len(rows)}
+        rows += (await self._connection.execute(_JOBS_BEFORE, bound | past)).all()
+        return [booking_of(row) for row in sorted(rows, key=lambda row: (row.start, row.id))]
 
     async def source(self, source_id: str) -> Source | None:
         row = (await self._connection.execute(_SOURCE, {"source": source_id})).one_or_none()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import vobject
 
+from domain import calendar_sync
 from domain.calendar_sync import MOST_SOURCES, feed
 from domain.context import SYSTEM
 from domain.errors import Forbidden
@@ -113,6 +114,27 @@ async def test_feed_shows_nobody_elses_jobs(market: Marketplace) -> None:
     await book_hold(market, customer, await hold(market, customer, 9))
     assert not hasattr(await shown(market, await issue(market, other.person)), "vevent")
     assert len((await shown(market, await issue(market, firm.person))).vevent_list) == 1
+
+
+async def test_feed_of_a_busy_provider_shows_what_is_to_come_before_what_has_been(
+    market: Marketplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firm, customer = await market.firm(max_daily_jobs=100), await market.customer()
+    for ahead in (1, 2, 3, 30, 31):
+        job = await market.book_slot(customer, ahead)
+        await market.give(job, firm, "scheduled")
+    token = await issue(market, firm.person)
+    market.clock.advance(24 * 3600)
+
+    async def hours() -> list[float]:
+        events = (await shown(market, token)).vevent_list
+        return [(event.dtstart.value - START) / timedelta(hours=1) for event in events]
+
+    assert await hours() == [1, 2, 3, 30, 31]
+    monkeypatch.setattr(calendar_sync, "MOST_JOBS", 3)
+    assert await hours() == [3, 30, 31]
+    monkeypatch.setattr(calendar_sync, "MOST_JOBS", 1)
+    assert await hours() == [30]
 
 
 async def test_busy_times_of_a_file_are_not_free(market: Marketplace) -> None:

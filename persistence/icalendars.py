@@ -7,6 +7,7 @@ What is read was written by strangers: its size is bounded by the caller, rules 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from time import monotonic
@@ -27,6 +28,29 @@ MOST_EVENTS = 5_000
 LONGEST_SECONDS = 5.0
 _DAY = timedelta(days=1)
 _RECURRENCES = RruleRecurrences()
+_FOLD = re.compile(r"\r?\n[ \t]")
+_TIMES = frozenset(
+    [
+        "BEGIN",
+        "END",
+        "VERSION",
+        "PRODID",
+        "UID",
+        "DTSTART",
+        "DTEND",
+        "DURATION",
+        "RRULE",
+        "RDATE",
+        "EXDATE",
+        "RECURRENCE-ID",
+        "STATUS",
+        "TRANSP",
+        "TZID",
+        "TZNAME",
+        "TZOFFSETFROM",
+        "TZOFFSETTO",
+    ]
+)
 _MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, InvalidParams)
 """What values of a kind that a property does not have, or out of all bounds, come to."""
 
@@ -69,6 +93,10 @@ class IcalendarReader:
 
     async def busy(self, text: bytes, within: Interval, tzid: str) -> Busy:
         return await asyncio.to_thread(read_busy, text, within, tzid)
+
+    def times_only(self, text: str) -> str:
+        lines = _FOLD.sub("", text).splitlines()
+        return "\r\n".join(line for line in lines if re.split("[:;]", line, maxsplit=1)[0].upper() in _TIMES)
 
 
 def read_busy(text: bytes, within: Interval, tzid: str) -> Busy:

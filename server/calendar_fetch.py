@@ -22,10 +22,10 @@ from urllib.parse import urljoin, urlsplit
 import httptools
 
 from domain.calendar_sync import (
-    FETCH_EVERY,
     Busy,
     CalendarReader,
     Source,
+    SourceKind,
     UnreadableCalendar,
     fetched,
     reach,
@@ -223,7 +223,7 @@ class CalendarSync:
         origin = Origin(new_id(datetime.now(UTC)))
 
         async def claim(uow: SqlUnitOfWork) -> tuple[list[tuple[Source, str]], Interval]:
-            claimed = await uow.calendar_sync.claim_due(uow.now + FETCH_EVERY, self.BATCH)
+            claimed = await uow.calendar_sync.claim_due(self.BATCH)
             return [(each, zone_of(await uow.calendars.get(each.provider_id))) for each in claimed], reach(uow.now)
 
         claimed, within = await self._transactions.write(claim, origin)
@@ -232,7 +232,7 @@ class CalendarSync:
             for source, tzid in claimed:
                 busy, problem = await self._read(source, within, tzid)
                 try:
-                    await self._desk.run_as_system(self._step(source.id, busy, problem), origin)
+                    await self._desk.run_as_system(self._step(source, busy, problem), origin)
                 except Unavailable:
                     raise
                 except Exception:
@@ -247,7 +247,11 @@ class CalendarSync:
     async def _read(self, source: Source, within: Interval, tzid: str) -> tuple[Busy | None, str | None]:
         """What is there, or a code for why it could not be read; outside any transaction, as it may take long."""
         try:
-            return await self._reader.busy(await self._fetcher.fetch(source.url or ""), within, tzid), None
+            if source.kind is SourceKind.FILE:
+                text = (source.text or "").encode()
+            else:
+                text = await self._fetcher.fetch(source.url or "")
+            return await self._reader.busy(text, within, tzid), None
         except FetchRefused as error:
             problem = str(error)
         except UnreadableCalendar as error:
@@ -270,8 +274,8 @@ class CalendarSync:
             log.warning("calendars_not_given_back", sources=len(unread))  # they are due again in an hour
 
     @staticmethod
-    def _step(source_id: str, busy: Busy | None, problem: str | None) -> Callable[[Context], Awaitable[None]]:
+    def _step(source: Source, busy: Busy | None, problem: str | None) -> Callable[[Context], Awaitable[None]]:
         async def step(ctx: Context) -> None:
-            await fetched(ctx, source_id, busy, problem)
+            await fetched(ctx, source, busy, problem)
 
         return step

@@ -71,6 +71,9 @@ class CalendarSync(Protocol):
         """By name."""
 
     async def add_source(self, source: Source) -> None: ...
+    async def replace_source(self, source: Source) -> None:
+        """Another place to read, under the same id; its times stay."""
+
     async def save_source(self, source: Source) -> None:
         """What was found there."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Row, bindparam, delete, insert, select, update
 
 from domain.bookings import Booking
-from domain.calendar_sync import Source, SourceKind
+from domain.calendar_sync import READ_EVERY, Source, SourceKind
 from domain.types import Interval
 from persistence.repositories.audit import created, updated
 from persistence.repositories.bookings import booking_of
@@ -35,9 +35,10 @@ _JOBS_TO_COME = _JOBS.where(bookings.c.end > bindparam("now"), bookings.c.start 
 _JOBS_BEFORE = _JOBS.where(bookings.c.end > bindparam("from_"), bookings.c.end <= bindparam("now")).order_by(
     bookings.c.end.desc(), bookings.c.id.desc()
 )
-_SOURCE = select(calendar_sources).where(calendar_sources.c.id == bindparam("source"))
+_WITHOUT_TEXT = [column for column in calendar_sources.c if column.name != "text"]
+_SOURCE = select(*_WITHOUT_TEXT).where(calendar_sources.c.id == bindparam("source"))
 _SOURCES = (
-    select(calendar_sources)
+    select(*_WITHOUT_TEXT)
     .where(calendar_sources.c.provider_id == bindparam("provider"))
     .order_by(calendar_sources.c.name)
 )
@@ -103,11 +104,16 @@ class SqlCalendarSync:
             "provider_id": source.provider_id,
             "organisation_id": source.organisation_id,
             "name": source.name,
-            "kind": source.kind.value,
-            "url": source.url,
-            "next_fetch_at": source.next_fetch_at,
         }
-        await self._connection.execute(insert(calendar_sources), row | _findings(source) | created(self._unit))
+        row |= _place(source) | _findings(source) | created(self._unit)
+        await self._connection.execute(insert(calendar_sources), row)
+
+    async def replace_source(self, source: Source) -> None:
+        await self._connection.execute(
+            update(calendar_sources)
+            .where(calendar_sources.c.id == source.id)
+            .values(_place(source) | _findings(source) | updated(self._unit))
+        )
 
     async def save_source(self, source: Source) -> None:
         await self._connection.execute(
@@ -139,9 +145,11 @@ class SqlCalendarSync:
             await self._connection.execute(insert(busy_times), fresh)
         return True
 
-    async def claim_due(self, again_at: datetime, limit: int) -> Sequence[Source]:
+    async def claim_due(self, limit: int) -> Sequence[Source]:
+        """Sources that are due, with their texts; they are due again when :data:`READ_EVERY` says."""
         claimed = []
         for row in (await self._connection.execute(_DUE, {"now": self._unit.now, "most": limit})).all():
+            again_at = self._unit.now + READ_EVERY[SourceKind(row.kind)]
             bound = {"source": row.id, "due": row.next_fetch_at, "again_at": again_at}
             if (await self._connection.execute(_CLAIM, bound)).rowcount == 1:
                 claimed.append(replace(_source(row), next_fetch_at=again_at))
@@ -166,7 +174,17 @@ def _source(row: Row[Any]) -> Source:
         problem=row.problem,
         fetched_at=row.fetched_at,
         next_fetch_at=row.next_fetch_at,
+        text=getattr(row, "text", None),
     )
+
+
+def _place(source: Source) -> dict[str, Any]:
+    return {
+        "kind": source.kind.value,
+        "url": source.url,
+        "text": source.text,
+        "next_fetch_at": source.next_fetch_at,
+    }
 
 
 def _findings(source: Source) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import pytest
 import vobject
 
 from domain import calendar_sync
-from domain.calendar_sync import MOST_SOURCES, feed
+from domain.calendar_sync import MOST_SOURCES, Busy, feed
 from domain.context import SYSTEM
 from domain.errors import Forbidden
-from domain.types import wire_time
+from domain.types import Interval, wire_time
 from persistence import tables
-from persistence.icalendars import write_jobs
+from persistence.icalendars import IcalendarReader, write_jobs
 from server.calendar_fetch import CalendarSync
 from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, refusal, refused
 from tests.domain.test_slots import NINE_TO_TWELVE, at, book_hold, hold, plan, planned_firm, starts, week
@@ -327,3 +327,79 @@ async def test_calendars_that_were_claimed_and_not_read_are_due_again_at_once(ma
         await interrupted
     assert await CalendarSync(market.desk, market.transactions, Elsewhere(lambda _: BUSY)).run_once() == 2
     assert await sources(market, "times") == [(1,), (1,), (1,)]
+
+
+async def test_nobody_waits_while_a_file_is_read(market: Marketplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    firm = await market.firm()
+    read = IcalendarReader.busy
+
+    async def meanwhile(reader: IcalendarReader, ics: bytes, within: Interval, tzid: str) -> Busy:
+        async with asyncio.timeout(2):
+            await market.customer()  # a write, which on SQLite would wait for the end of any other
+        return await read(reader, ics, within, tzid)
+
+    monkeypatch.setattr(IcalendarReader, "busy", meanwhile)
+    assert (await bring(market, firm, BUSY.decode()))["times"] == 1
+    customer = await market.customer()
+    theirs = {"provider_id": firm.provider_id, "name": "Home", "ics": "no calendar"}
+    assert await refused(market.call(customer, "calendar.import", **theirs)) == "not_found"
+    stranger = await market.firm()
+    assert await refused(market.call(stranger.person, "calendar.import", **theirs)) == "not_found"
+
+
+async def test_what_repeats_in_a_file_comes_within_reach_as_time_passes(market: Marketplace) -> None:
+    firm = await market.firm()
+    zone = (
+        "BEGIN:VTIMEZONE\nTZID:Ours\nBEGIN:STANDARD\nDTSTART:20200101T000000\nTZOFFSETFROM:+0100\nTZOFFSETTO:+0100\n"
+        "END:STANDARD\nEND:VTIMEZONE\n"
+    )
+    weekly = text(
+        "SUMMARY:Chemo\n therapy\nLOCATION:St Mary\nATTENDEE:mailto:a@b.test\n"
+        "DTSTART;TZID=\n Ours:20261125T100000\nDURATION:PT1H\nRRULE:FREQ=WEEKLY\nEXDATE;TZID=Ours:20261202T100000"
+    ).replace("BEGIN:VEVENT", f"{zone}BEGIN:VEVENT".replace("\n", "\r\n"), 1)
+    times = (await bring(market, firm, weekly))["times"]
+    first = await busy_times(market, firm)
+    assert [start[:16] for start, _ in first[:2]] == ["2026-11-25T09:00", "2026-12-09T09:00"]
+    kept = repr(await sources(market, "text"))
+    assert "FREQ=WEEKLY" in kept
+    assert not any(word in kept for word in ("Chemo", "therapy", "Mary", "mailto"))
+    nobody = Elsewhere(lambda _: b"")
+    sync = CalendarSync(market.desk, market.transactions, nobody)
+    assert await sync.run_once() == 0
+    market.clock.advance(timedelta(days=7).total_seconds())
+    assert (await sync.run_once(), await sync.run_once(), nobody.asked) == (1, 0, 0)
+    assert await busy_times(market, firm) == first[1:], "what is to come stays"
+    market.clock.advance(timedelta(days=28).total_seconds())
+    assert await sync.run_once() == 1
+    ends = [row.end for row in await market.rows(tables.busy_times.select())]
+    assert max(ends) > market.clock.now() + timedelta(days=170)
+    assert abs(len(ends) - times) <= 1
+
+
+async def test_times_of_a_file_stay_until_the_address_in_its_place_has_been_read(market: Marketplace) -> None:
+    firm = await market.firm()
+    await bring(market, firm, BUSY.decode())
+    before = await busy_times(market, firm)
+    params = {"provider_id": firm.provider_id, "name": "Home", "url": "https://calendar.example.test/"}
+    source = (await market.call(firm.person, "calendar.subscribe", **params))["source"]
+    assert (source["kind"], await busy_times(market, firm)) == ("address", before)
+    await CalendarSync(market.desk, market.transactions, Elsewhere(lambda _: b"not yet")).run_once()
+    assert await busy_times(market, firm) == before
+    market.clock.advance(3600)
+    later = BUSY.replace(b"T10", b"T12").replace(b"T11", b"T13")
+    await CalendarSync(market.desk, market.transactions, Elsewhere(lambda _: later)).run_once()
+    assert await busy_times(market, firm) == [(wire_time(at(12)), wire_time(at(13)))]
+    assert await sources(market, "text", "problem") == [(None, None)]
+
+
+async def test_what_was_read_of_a_source_that_was_replaced_meanwhile_counts_for_nothing(market: Marketplace) -> None:
+    (firm,) = await subscribers(market, 1)
+
+    class Slow:
+        async def fetch(self, url: str) -> bytes:
+            await bring(market, firm, text(), "Work")
+            return BUSY
+
+    assert await CalendarSync(market.desk, market.transactions, Slow()).run_once() == 1
+    assert await busy_times(market, firm) == []
+    assert await sources(market, "kind", "times") == [("file", 0)]

@@ -10,10 +10,11 @@ booked already. An address is read by a worker outside any transaction (:mod:`se
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Protocol
 from urllib.parse import urlsplit
 
@@ -22,7 +23,7 @@ from pydantic import Field, StringConstraints
 from domain import planning
 from domain.availability import own_provider_id
 from domain.bookings import Booking
-from domain.calendars import merged
+from domain.calendars import Calendar, merged
 from domain.context import Context
 from domain.errors import Forbidden, InvalidParams, Refused
 from domain.factors import token_hash
@@ -38,7 +39,6 @@ MOST_TIMES = 1000
 MOST_JOBS = 500
 PAST, AHEAD = timedelta(days=30), timedelta(days=365)
 BUSY_AHEAD = timedelta(days=180)
-FETCH_EVERY = timedelta(hours=1)
 
 
 class SourceKind(StrEnum):
@@ -46,6 +46,10 @@ class SourceKind(StrEnum):
 
     FILE = "file"
     ADDRESS = "address"
+
+
+READ_EVERY = {SourceKind.ADDRESS: timedelta(hours=1), SourceKind.FILE: timedelta(days=7)}
+"""A file stays what it is, but what repeats in it comes within reach as time passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,8 @@ class Source:
         times: busy times it has within reach.
         skipped: its events that repeat in a way that is not taken, or say no time.
         problem: why it could not be read the last time.
-        next_fetch_at: when an address is read again.
+        next_fetch_at: when it is read again; another value says that it was replaced, or that somebody else reads it.
+        text: of a file, what in it says when. Only there when it is being written or is to be read again.
     """
 
     id: str
@@ -70,6 +75,7 @@ class Source:
     problem: str | None = None
     fetched_at: datetime | None = None
     next_fetch_at: datetime | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,9 @@ class CalendarReader(Protocol):
             UnreadableCalendar: it is none.
         """
 
+    def times_only(self, text: str) -> str:
+        """The calendar without what does not matter for its busy times: titles, places, people."""
+
 
 # --- the wire ---------------------------------------------------------------------------------------------------------
 
@@ -137,7 +146,7 @@ class ImportCalendar(Params):
 
 
 class SubscribeCalendar(Params):
-    """``url`` is read now and every hour. A source of the same name is replaced."""
+    """``url`` is read now and every hour. A source of the same name is replaced, its times once that was read."""
 
     provider_id: Id
     name: SourceName
@@ -248,25 +257,41 @@ async def feed(ctx: Context, token: str) -> FeedJobs:
     if provider is None:
         raise Forbidden
     within = Interval(ctx.now - PAST, ctx.now + AHEAD)
-    jobs = await ctx.uow.calendar_sync.jobs(provider.id, within, MOST_JOBS)
+    jobs = await ctx.uow.calendar_sync.jobs(provider.id, within, ctx.now, MOST_JOBS)
     return FeedJobs(provider.name, jobs, {service.id: service.name for service in await ctx.uow.market.services()})
 
 
 # --- busy times -------------------------------------------------------------------------------------------------------
 
 
+async def read_calendar(ctx: Context, params: ImportCalendar) -> Callable[[], Awaitable[Busy | None]]:
+    """The work of reading the file, for whoever may bring it; it takes a moment, and nobody should wait for it."""
+    provider = await ctx.uow.market.provider(params.provider_id)
+    if provider is None or not ctx.actor.may(Permission.MANAGE_AVAILABILITY, provider.organisation_id):
+        # The use case refuses, or answers what it did before.
+        return _nothing
+    tzid = zone_of(await ctx.uow.calendars.get(provider.id))
+    return partial(ctx.uow.calendar_reader.busy, params.ics.encode(), reach(ctx.now), tzid)
+
+
+async def _nothing() -> None:
+    return None
+
+
 async def import_calendar(ctx: Context, params: ImportCalendar) -> JSON:
-    """Takes the busy times of a file along.
+    """Takes the busy times of a file along, as :func:`read_calendar` found them.
 
     Raises:
         UnreadableCalendar: it is no calendar.
         TooManySources: there are too many.
     """
-    provider = await _allowed(ctx, params.provider_id)
-    # Read before anything is locked: it may take a moment.
-    busy = await ctx.uow.calendar_reader.busy(params.ics.encode(), _reach(ctx), await _tzid(ctx, provider))
-    provider = await managed(ctx, provider.id)
-    source = await _add(ctx, provider, params.name, SourceKind.FILE, None)
+    provider = await managed(ctx, params.provider_id)
+    busy: Busy | None = ctx.prepared
+    if busy is None:
+        raise Forbidden
+    source = await _place(
+        ctx, provider, params.name, SourceKind.FILE, text=ctx.uow.calendar_reader.times_only(params.ics)
+    )
     return {"source": source_view(await take_times(ctx, provider, source, busy))}
 
 
@@ -278,7 +303,7 @@ async def subscribe_calendar(ctx: Context, params: SubscribeCalendar) -> JSON:
     """
     _check_address(params.url)
     provider = await managed(ctx, params.provider_id)
-    source = await _add(ctx, provider, params.name, SourceKind.ADDRESS, params.url)
+    source = await _place(ctx, provider, params.name, SourceKind.ADDRESS, url=params.url)
     return {"source": source_view(source)}
 
 
@@ -303,22 +328,12 @@ async def remove_source(ctx: Context, params: RemoveSource) -> JSON:
     return {"source": source_view(source)}
 
 
-async def fetched(ctx: Context, source_id: str, text: bytes | None, problem: str | None) -> None:
-    """What a worker read at an address: its text, or why there is none; then the times before stay."""
-    source = await ctx.uow.calendar_sync.source(source_id)
-    provider = None if source is None else await ctx.uow.market.provider(source.provider_id)
-    if source is None or provider is None:
-        return
-    busy = None
-    if text is not None:
-        try:
-            busy = await ctx.uow.calendar_reader.busy(text, _reach(ctx), await _tzid(ctx, provider))
-        except UnreadableCalendar:
-            problem = UnreadableCalendar.type
-    locked = await ctx.uow.market.lock_provider(provider.id)
-    source = await ctx.uow.calendar_sync.source(source_id)
-    if locked is None or source is None:
-        return
+async def fetched(ctx: Context, claimed: Source, busy: Busy | None, problem: str | None) -> None:
+    """What a worker read of a source that it had claimed, or why it could not; then the times before stay."""
+    locked = await ctx.uow.market.lock_provider(claimed.provider_id)
+    source = await ctx.uow.calendar_sync.source(claimed.id)
+    if locked is None or source is None or source.next_fetch_at != claimed.next_fetch_at:
+        return  # removed or replaced meanwhile
     if busy is not None:
         await take_times(ctx, locked, source, busy)
     elif problem != source.problem:
@@ -336,32 +351,34 @@ async def take_times(ctx: Context, provider: Provider, source: Source, busy: Bus
     return after
 
 
-async def _add(ctx: Context, provider: Provider, name: str, kind: SourceKind, url: str | None) -> Source:
+async def _place(
+    ctx: Context, provider: Provider, name: str, kind: SourceKind, *, url: str | None = None, text: str | None = None
+) -> Source:
+    """The source of this name, new or another one than before; what was busy stays so until it has been read."""
     there = await ctx.uow.calendar_sync.sources(provider.id)
-    for each in there:
-        if each.name == name:
-            await ctx.uow.calendar_sync.remove_source(each.id)
-    if len([each for each in there if each.name != name]) >= MOST_SOURCES:
+    known = next((each for each in there if each.name == name), None)
+    due = ctx.now if kind is SourceKind.ADDRESS else ctx.now + READ_EVERY[kind]
+    if known is not None:
+        source = replace(known, kind=kind, url=url, text=text, problem=None, next_fetch_at=due)
+        await ctx.uow.calendar_sync.replace_source(source)
+        return source
+    if len(there) >= MOST_SOURCES:
         raise TooManySources
-    due = ctx.now if kind is SourceKind.ADDRESS else None
-    source = Source(new_id(ctx.now), provider.id, provider.organisation_id, name, kind, url, next_fetch_at=due)
+    source = Source(
+        new_id(ctx.now), provider.id, provider.organisation_id, name, kind, url, next_fetch_at=due, text=text
+    )
     await ctx.uow.calendar_sync.add_source(source)
     return source
 
 
-async def _allowed(ctx: Context, provider_id: str) -> Provider:
-    provider = await ctx.uow.market.provider(provider_id)
-    if provider is None or not ctx.actor.may(Permission.MANAGE_AVAILABILITY, provider.organisation_id):
-        raise Forbidden
-    return provider
+def zone_of(calendar: Calendar | None) -> str:
+    """In which zone a provider's whole days, and times without a zone, are read."""
+    return calendar.tzid if calendar is not None else "UTC"
 
 
-async def _tzid(ctx: Context, provider: Provider) -> str:
-    return (await planning.calendar_of(ctx, provider)).tzid
-
-
-def _reach(ctx: Context) -> Interval:
-    return Interval(ctx.now - timedelta(days=1), ctx.now + BUSY_AHEAD)
+def reach(now: datetime) -> Interval:
+    """From when to when busy times count."""
+    return Interval(now - timedelta(days=1), now + BUSY_AHEAD)
 
 
 def _check_address(url: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 
-from domain.bookings import OCCUPYING, Booking
+from domain.bookings import OCCUPYING, Status
 from domain.recurrence import Recurrence, Recurrences
 from domain.types import Interval
 
@@ -83,13 +83,34 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """What a calendar needs to know of a booking.
+
+    Attributes:
+        slot: its agreed time; work on demand has none.
+        assigned_at: which day work on demand is one of the provider's.
+    """
+
+    id: str
+    status: Status
+    slot: Interval | None
+    assigned_at: datetime | None
+
+    @property
+    def day(self) -> date | None:
+        """The day (UTC) whose jobs it is one of."""
+        when = self.slot.start if self.slot is not None else self.assigned_at
+        return None if when is None else when.date()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What is in a provider's calendar around some time.
 
     Attributes:
-        max_daily_jobs: more than so many the provider does not do on one day.
+        max_daily_jobs: more than so many the provider does not do on one day; what is held counts as well.
         holds: those that have not expired.
-        jobs: with an agreed time, whatever became of them but cancelled.
+        jobs: whatever became of them but cancelled.
         busy: brought along from the provider's other calendars.
     """
 
@@ -97,7 +118,7 @@ class Plan:
     max_daily_jobs: int
     exceptions: Sequence[CalendarException] = ()
     holds: Sequence[Hold] = ()
-    jobs: Sequence[Booking] = ()
+    jobs: Sequence[Job] = ()
     busy: Sequence[Interval] = ()
 
     @property
@@ -176,12 +197,20 @@ def is_open(plan: Plan, during: Interval, recurrences: Recurrences) -> bool:
 
 
 def is_full(plan: Plan, start: datetime, *, except_id: str = "") -> bool:
-    """Whether the provider has all the jobs that it may have on the day (UTC, as everywhere) of this start."""
+    """Whether the provider has all the jobs that it may have on the day (UTC, as everywhere) of this start, those that
+    somebody holds the time of included. ``except_id`` names a booking or a hold that does not count.
+    """
     return _jobs_per_day(plan, except_id)[start.astimezone(UTC).date()] >= plan.max_daily_jobs
 
 
 def _jobs_per_day(plan: Plan, except_id: str = "") -> Counter[date]:
-    return Counter(job.slot.start.date() for job in plan.jobs if job.slot and job.id != except_id)
+    jobs = (job.day for job in plan.jobs if job.id != except_id)
+    return Counter(
+        [
+            *(day for day in jobs if day is not None),
+            *(hold.during.start.date() for hold in plan.holds if hold.id != except_id),
+        ]
+    )
 
 
 def free_starts(

@@ -119,7 +119,7 @@ _COMMANDS = (
     Command("slot.release",         "Give a held time back.",                   _CUSTOMER,   _KEYED,   slots.ReleaseSlot,          slots.Released,              slots.release),
     Command("calendar.issue_feed",  "A new address for one's jobs as a calendar.", _PROVIDER, _WRITE,  calendar_sync.FeedRef,      calendar_sync.IssuedFeed,    calendar_sync.issue_feed),
     Command("calendar.revoke_feed", "Close that address.",                      _PROVIDER,   _WRITE,   calendar_sync.FeedRef,      calendar_sync.RevokedFeed,   calendar_sync.revoke_feed),
-    Command("calendar.import",      "Bring along busy times from a file.",      _PLAN,       _KEYED,   calendar_sync.ImportCalendar, calendar_sync.SourceResult, calendar_sync.import_calendar),
+    Command("calendar.import",      "Bring along busy times from a file.",      _PLAN,       _KEYED,   calendar_sync.ImportCalendar, calendar_sync.SourceResult, calendar_sync.import_calendar, calendar_sync.read_calendar),
     Command("calendar.subscribe",   "Bring them along from an address.",        _PLAN,       _KEYED,   calendar_sync.SubscribeCalendar, calendar_sync.SourceResult, calendar_sync.subscribe_calendar),
     Command("calendar.list_sources", "Where busy times come from.",             _SEE,        _READ,    calendar_sync.SourcesRef,   calendar_sync.SourceList,    calendar_sync.list_sources),
     Command("calendar.remove_source", "Forget one of them.",                    _PLAN,       _KEYED,   calendar_sync.RemoveSource, calendar_sync.SourceResult,  calendar_sync.remove_source),

@@ -27,6 +27,7 @@ from domain.views import Params, View
 from domain.zones import ZonePulse
 
 Handler = Callable[[Context, Any], Awaitable[JSON]]
+Prepare = Callable[[Context, Any], Awaitable[Callable[[], Awaitable[Any]]]]
 T = TypeVar("T")
 
 
@@ -62,6 +63,8 @@ class Command:
         params: schema of what comes in.
         result: schema of what comes back.
         handler: the use case; ``None`` for commands about the socket, which the session answers itself.
+        prepare: what takes too long for a transaction that writes, in which others wait. It looks, in a transaction of
+            its own, and returns the work to do between the two; what that returns is the handler's ``ctx.prepared``.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Command:
     params: type[Params]
     result: type[View]
     handler: Handler | None
+    prepare: Prepare | None = None
 
 
 def allowed(actor: Actor, who: Who | Permission) -> bool:
@@ -174,7 +178,10 @@ class Desk:
         origin = replace(origin, actor_id=actor.user_id)
         if command.mode is Mode.READ:
             return await self._transactions.read(lambda uow: self._run(command, request, self._context(actor, uow)))
-        return await self._write(lambda ctx: self._run(command, request, ctx), actor, origin)
+        prepared = await self._prepared(command, request, actor)
+        return await self._write(
+            lambda ctx: self._run(command, request, replace(ctx, prepared=prepared)), actor, origin
+        )
 
     async def run_as_system(self, work: Callable[[Context], Awaitable[T]], origin: Origin) -> T:
         """Runs a step of a timer or a sweep in a transaction of its own."""
@@ -204,6 +211,13 @@ class Desk:
         if committed.announcements:
             self.announcer.announce(committed.announcements, origin)
         return result
+
+    async def _prepared(self, command: Command, request: Params, actor: Actor) -> Any:
+        prepare = command.prepare
+        if prepare is None:
+            return None
+        work = await self._transactions.read(lambda uow: prepare(self._context(actor, uow), request))
+        return await work()
 
     async def _run(self, command: Command, request: Params, ctx: Context) -> JSON:
         assert command.handler is not None

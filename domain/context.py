@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from domain.events import Event
 from domain.identity import Actor
@@ -37,6 +37,7 @@ class Context:
         positions: the node's memory of who published where, for the rate rules.
         announcements: ephemeral events, sent after commit; lost when the transaction is.
         post: takes letters; only after the commit.
+        prepared: what the command's ``prepare`` came to, see :class:`domain.commands.Command`.
         after_commit: what this node should remember once the transaction stands; must not fail.
     """
 
@@ -48,6 +49,7 @@ class Context:
     after_commit: list[Callable[[], None]] = field(default_factory=list)
     post: Post = field(default_factory=NoPost)
     pulse: ZonePulse | None = None
+    prepared: Any = None
 
     @property
     def now(self) -> datetime:

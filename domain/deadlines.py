@@ -97,6 +97,8 @@ async def tell(ctx: Context, before: Booking, after: Booking) -> None:
     """
     for name, clock in after.sla.clocks.items():
         known = before.sla.clocks.get(name)
+        if clock.status is ClockStatus.WARNED and known is not None and known.warned:
+            continue  # it only goes on
         if clock.status in sla.TOLD and (known is None or known.status is not clock.status):
             ctx.uow.record(_event(after, name, clock.status, ctx.now))
     if after.sla.breached != before.sla.breached:

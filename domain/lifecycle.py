@@ -191,6 +191,9 @@ async def move_to(
             except_id=booking.id,
         )
     after = replace(booking, slot=slot, version=booking.version + 1, updated_at=ctx.now)
+    if booking.status is Status.AWAITING_ASSIGNMENT:
+        # Another time is another search, whatever became of the one before.
+        after = replace(after, wave=0, dispatch_started_at=ctx.now)
     after = deadlines.follow(booking, after, ctx.now)
     await ctx.uow.bookings.save(after)
     moves.record(ctx, after, "booking.rescheduled", before=booking, reason=reason)
@@ -202,6 +205,7 @@ async def move_to(
     if booking.status is Status.AWAITING_ASSIGNMENT:
         # Whoever was asked, was asked for another time.
         await moves.withdraw(ctx, await ctx.uow.offers.live_of_booking(booking.id), "rescheduled")
+        await moves.stop_search(ctx, booking)
         await ctx.uow.timers.set(f"dispatch:{booking.id}", ctx.now, "dispatch", {"booking_id": booking.id})
     if booking.status is Status.PENDING:
         await dispatch.begin_at(ctx, after, dispatch.search_time(ctx, slot))

@@ -175,7 +175,7 @@ async def get(ctx: Context, params: GetAvailability) -> JSON:
     plans = await ctx.uow.calendars.plans([provider.id], within, ctx.now, everybody=True)
     plan = plans[provider.id]
     times = openings(plan, within, ctx.uow.recurrences) if plan.has_rules else []
-    jobs = [job for job in plan.jobs if job.slot and job.slot.overlaps(within)]
+    jobs = await ctx.uow.bookings.in_slots(provider.id, within)
     return {
         "calendar": calendar_view(plan.calendar),
         **_time_view(within),

@@ -16,7 +16,7 @@ from domain.errors import Forbidden
 from domain.providers import Provider
 from domain.routing import Plan, Stop, Visit
 from domain.sla import TICKING, ClockName
-from domain.types import JSON, wire_time
+from domain.types import JSON, Interval, wire_time
 from domain.views import Moment, Params, PointView, View
 
 AT_THE_DOOR = frozenset({Status.ARRIVED, Status.IN_PROGRESS, Status.PAUSED})
@@ -88,10 +88,12 @@ async def plan_route(ctx: Context, params: PlanRoute) -> JSON:
     begins, ends = (datetime.combine(date, time.min, zone).astimezone(UTC) for date in (day, day + timedelta(days=1)))
     jobs = [
         job
-        for job in await ctx.uow.bookings.committed(provider.id)
+        for job in await ctx.uow.bookings.committed(provider.id, Interval(begins, ends))
         if (job.status in UNDER_WAY and day == today) or (job.slot is not None and begins <= job.slot.start < ends)
     ]
-    stops = sorted([await _stop(ctx, job) for job in jobs], key=lambda stop: (not stop.pinned, stop.opens, stop.id))
+    minutes = {service.id: service.duration_minutes for service in await ctx.uow.market.services()} if jobs else {}
+    stops = [_stop(job, minutes.get(job.service_id, 60), ctx.now) for job in jobs]
+    stops.sort(key=lambda stop: (not stop.pinned, stop.opens, stop.id))
     taken, left_out = stops[: routing.MOST_STOPS], stops[routing.MOST_STOPS :]
     start = provider.position if day == today else None
     depart_at = max(ctx.now, min((stop.opens for stop in taken), default=ctx.now)) if day != today else ctx.now
@@ -123,15 +125,14 @@ async def _provider(ctx: Context, asked_for: str | None) -> Provider:
     return provider
 
 
-async def _stop(ctx: Context, job: Booking) -> Stop:
-    service = await ctx.uow.market.service(job.service_id)
-    work_seconds = (service.duration_minutes if service else 60) * 60
+def _stop(job: Booking, minutes: int, now: datetime) -> Stop:
+    work_seconds = minutes * 60
     arrival = job.sla.clocks.get(ClockName.ARRIVAL)
     closes = arrival.due_at if arrival is not None and arrival.status in TICKING else None
     if job.status in AT_THE_DOOR:
-        spent = (ctx.now - (job.arrived_at or job.updated_at)).total_seconds()
-        return Stop(job.id, job.location, ctx.now, None, max(0, int(work_seconds - spent)), pinned=True)
-    opens = ctx.now
+        spent = (now - (job.arrived_at or job.updated_at)).total_seconds()
+        return Stop(job.id, job.location, now, None, max(0, int(work_seconds - spent)), pinned=True)
+    opens = now
     if job.slot is not None:
         opens = job.slot.start
         work_seconds = int((job.slot.end - job.slot.start).total_seconds())

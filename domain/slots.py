@@ -9,7 +9,8 @@ A hold ends by a durable timer, and counts for nothing from its last instant on,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated
@@ -143,24 +144,28 @@ async def find(ctx: Context, params: FindSlots) -> JSON:
     if await ctx.uow.market.zone(params.zone_id) is None:
         raise InvalidParams.at("zone_id", "there is no such zone")
     within = bounded(params.from_, params.to, ctx.policy.slot_days)
-    found = await ctx.uow.calendars.planned(service.id, params.zone_id, MOST_PROVIDERS)
-    providers = [each for each in found if params.provider_id in {None, each.id}]
+    providers = await ctx.uow.calendars.planned(service.id, params.zone_id, MOST_PROVIDERS, params.provider_id)
     start = max(within.start, ctx.now)
     if start >= within.end:
         return {"slots": []}
     within = Interval(start, within.end)
     length, step = timedelta(minutes=service.duration_minutes), timedelta(minutes=ctx.policy.slot_step_minutes)
-    plans = await ctx.uow.calendars.plans([each.id for each in providers], within, ctx.now)
     # Nobody knows when work under way will end, so whoever does some cannot be held for a time that is soon.
     any_soon = is_soon(ctx, within)
     busy = await ctx.uow.bookings.busy([each.id for each in providers]) if any_soon else frozenset()
     free: dict[datetime, list[str]] = {}
-    for provider in providers:
-        plan = plans.get(provider.id)
-        if plan is not None:
-            for each in free_starts(plan, within, length, step, ctx.uow.recurrences):
-                if provider.id not in busy or not is_soon(ctx, Interval(each, each + length)):
-                    free.setdefault(each, []).append(provider.id)
+    for part in _in_growing_parts(within):
+        plans = await ctx.uow.calendars.plans([each.id for each in providers], part, ctx.now)
+        for provider in providers:
+            # Arithmetic that nothing interrupts: whoever else is served by this loop gets a turn in between.
+            await asyncio.sleep(0)
+            plan = plans.get(provider.id)
+            if plan is not None:
+                for each in free_starts(plan, part, length, step, ctx.uow.recurrences):
+                    if provider.id not in busy or not is_soon(ctx, Interval(each, each + length)):
+                        free.setdefault(each, []).append(provider.id)
+        if len(free) > params.limit:
+            break
     starts = sorted(free)
     shape: JSON = {
         "slots": [
@@ -171,6 +176,17 @@ async def find(ctx: Context, params: FindSlots) -> JSON:
     if len(starts) > params.limit:
         shape["next_from"] = wire_time(starts[params.limit])
     return shape
+
+
+def _in_growing_parts(within: Interval) -> Iterator[Interval]:
+    """A day, two days, four and so on: a question that soon has its answer costs little, and one that has none costs
+    few queries and hardly more arithmetic than all of it at once.
+    """
+    start, length = within.start, timedelta(days=1)
+    while start < within.end:
+        end = min(start + length, within.end)
+        yield Interval(start, end)
+        start, length = end, 2 * length
 
 
 def bounded(start: datetime, end: datetime, most_days: int) -> Interval:
@@ -265,8 +281,7 @@ async def hold(ctx: Context, params: HoldSlot) -> JSON:
     await ctx.uow.people.lock_user(ctx.actor.user_id)
     if await ctx.uow.calendars.holds_of(ctx.actor.user_id, ctx.now) >= ctx.policy.holds_per_customer:
         raise TooManyHolds
-    found = await ctx.uow.calendars.planned(service.id, params.zone_id, MOST_PROVIDERS)
-    providers = [each for each in found if params.provider_id in {None, each.id}]
+    providers = await ctx.uow.calendars.planned(service.id, params.zone_id, MOST_PROVIDERS, params.provider_id)
     provider = await _first_free(ctx, providers, during)
     held = Hold(
         id=new_id(ctx.now),
@@ -387,8 +402,11 @@ async def _first_free(ctx: Context, providers: Sequence[Provider], during: Inter
     free = await free_in_slot(ctx, candidates, during, by_plan=True)
     refusal: SlotTaken | SlotClosed = SlotTaken()
     # A provider that was named is asked in any case, so that the refusal says why.
-    for each in free[:3] or candidates[:1]:
-        provider = await ctx.uow.market.lock_provider(each.provider.id)
+    asked = [each.provider.id for each in free[:3] or candidates[:1]]
+    # Locked in the order of their ids, as everywhere; chosen in the order of their ratings.
+    locked = {each: await ctx.uow.market.lock_provider(each) for each in sorted(asked)}
+    for each in asked:
+        provider = locked[each]
         if provider is None or not provider.verified:
             continue
         try:

@@ -7,6 +7,7 @@ What is read was written by strangers: its size is bounded by the caller, rules 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from time import monotonic
@@ -27,6 +28,31 @@ MOST_EVENTS = 5_000
 LONGEST_SECONDS = 5.0
 _DAY = timedelta(days=1)
 _RECURRENCES = RruleRecurrences()
+_FOLD = re.compile(r"\r?\n[ \t]")
+_TIMES = frozenset(
+    [
+        "BEGIN",
+        "END",
+        "VERSION",
+        "PRODID",
+        "UID",
+        "DTSTART",
+        "DTEND",
+        "DURATION",
+        "RRULE",
+        "RDATE",
+        "EXDATE",
+        "RECURRENCE-ID",
+        "STATUS",
+        "TRANSP",
+        "TZID",
+        "TZNAME",
+        "TZOFFSETFROM",
+        "TZOFFSETTO",
+    ]
+)
+_MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, InvalidParams)
+"""What values of a kind that a property does not have, or out of all bounds, come to."""
 
 
 def write_jobs(feed: FeedJobs) -> bytes:
@@ -68,6 +94,10 @@ class IcalendarReader:
     async def busy(self, text: bytes, within: Interval, tzid: str) -> Busy:
         return await asyncio.to_thread(read_busy, text, within, tzid)
 
+    def times_only(self, text: str) -> str:
+        lines = _FOLD.sub("", text).splitlines()
+        return "\r\n".join(line for line in lines if re.split("[:;]", line, maxsplit=1)[0].upper() in _TIMES)
+
 
 def read_busy(text: bytes, within: Interval, tzid: str) -> Busy:
     """See :meth:`IcalendarReader.busy`; takes a moment for a large text."""
@@ -82,11 +112,19 @@ def read_busy(text: bytes, within: Interval, tzid: str) -> Busy:
     if len(events) > MOST_EVENTS:
         raise UnreadableCalendar("The calendar has too many events.")
     zone = ZoneInfo(tzid)
-    moved = {(str(event.get("UID")), _instant(event["RECURRENCE-ID"].dt, zone)) for event in events if _is_moved(event)}
-    times: list[Interval] = []
-    skipped = 0
-    ends = monotonic() + LONGEST_SECONDS
+    moved: set[tuple[str, datetime]] = set()
+    readable: list[Any] = []
     for event in events:
+        try:
+            if "RECURRENCE-ID" in event:
+                moved.add((str(event.get("UID")), _instant(event["RECURRENCE-ID"].dt, zone)))
+        except _MALFORMED:
+            continue
+        readable.append(event)
+    times: list[Interval] = []
+    skipped = len(events) - len(readable)
+    ends = monotonic() + LONGEST_SECONDS
+    for event in readable:
         if monotonic() > ends:
             raise UnreadableCalendar("The calendar takes too long to read.")
         try:
@@ -99,15 +137,11 @@ def read_busy(text: bytes, within: Interval, tzid: str) -> Busy:
                 for time in _times(event, within, zone)
                 if "RECURRENCE-ID" in event or (str(event.get("UID")), time.start) not in moved
             ]
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, InvalidParams):
+        except _MALFORMED:
             skipped += 1
         if len(times) > MOST_EVENTS:
             raise UnreadableCalendar("The calendar has too many events.")
     return Busy(times, skipped)
-
-
-def _is_moved(event: Any) -> bool:
-    return "RECURRENCE-ID" in event and hasattr(event["RECURRENCE-ID"], "dt")
 
 
 def _times(event: Any, within: Interval, zone: ZoneInfo) -> Iterator[Interval]:
@@ -116,22 +150,33 @@ def _times(event: Any, within: Interval, zone: ZoneInfo) -> Iterator[Interval]:
     duration = _duration(event, first, start, zone)
     if duration <= timedelta() or duration > timedelta(days=366):
         return
-    if "RRULE" not in event:
-        once = Interval(start, start + duration)
-        if once.overlaps(within):
-            yield once
-        return
-    rules = event["RRULE"]
-    if isinstance(rules, list):
-        raise ValueError("more than one rule")
-    tzid = _name_of(first.tzinfo if isinstance(first, datetime) else None, zone)
-    on_the_wall = start.astimezone(ZoneInfo(tzid)).replace(tzinfo=None)
-    recurrence = Recurrence(_rule(rules.to_ical().decode(), on_the_wall), tzid, on_the_wall, duration)
-    _RECURRENCES.check(recurrence)
+    times = [Interval(start, start + duration), *_added(event, duration, zone)]
+    if "RRULE" in event:
+        rules = event["RRULE"]
+        if isinstance(rules, list):
+            raise ValueError("more than one rule")
+        tzid = _name_of(first.tzinfo if isinstance(first, datetime) else None, zone)
+        on_the_wall = start.astimezone(ZoneInfo(tzid)).replace(tzinfo=None)
+        rule = _rule(rules.to_ical().decode(), on_the_wall, ZoneInfo(tzid))
+        recurrence = Recurrence(rule, tzid, on_the_wall, duration)
+        _RECURRENCES.check(recurrence)
+        times[:1] = _RECURRENCES.overlapping(recurrence, within)
     left_out = _left_out(event, zone)
-    for time in _RECURRENCES.overlapping(recurrence, within):
-        if time.start not in left_out:
+    for time in times:
+        if time.overlaps(within) and time.start not in left_out:
             yield time
+
+
+def _added(event: Any, duration: timedelta, zone: ZoneInfo) -> list[Interval]:
+    """The times of RDATE: starts, or periods with a length of their own."""
+    times = []
+    for each in _listed(event, "RDATE"):
+        start, end = each if isinstance(each, tuple) else (each, duration)
+        begins = _instant(start, zone)
+        ends = begins + end if isinstance(end, timedelta) else _instant(end, zone)
+        if begins < ends:
+            times.append(Interval(begins, ends))
+    return times
 
 
 def _duration(event: Any, first: Any, start: datetime, zone: ZoneInfo) -> timedelta:
@@ -144,9 +189,13 @@ def _duration(event: Any, first: Any, start: datetime, zone: ZoneInfo) -> timede
 
 
 def _left_out(event: Any, zone: ZoneInfo) -> set[datetime]:
-    exdates = event.get("EXDATE", [])
-    lists = exdates if isinstance(exdates, list) else [exdates]
-    return {_instant(each.dt, zone) for dates in lists for each in dates.dts}
+    return {_instant(each, zone) for each in _listed(event, "EXDATE")}
+
+
+def _listed(event: Any, name: str) -> Iterator[Any]:
+    found = event.get(name, [])
+    lists = found if isinstance(found, list) else [found]
+    return (each.dt for dates in lists for each in dates.dts)
 
 
 def _instant(value: date | datetime, zone: ZoneInfo) -> datetime:
@@ -163,13 +212,17 @@ def _name_of(zone: tzinfo | None, otherwise: ZoneInfo) -> str:
     return zone.key if isinstance(zone, ZoneInfo) else "UTC"
 
 
-def _rule(text: str, start: datetime) -> str:
+def _rule(text: str, start: datetime, zone: ZoneInfo) -> str:
     """The same rule in the words that :mod:`persistence.recurrence` takes, where there are such."""
     parts = dict(part.split("=", 1) for part in text.upper().split(";") if part)
-    if "UNTIL" in parts and "T" not in parts["UNTIL"]:
-        parts["UNTIL"] += "T235959Z"
-    elif "UNTIL" in parts and not parts["UNTIL"].endswith("Z"):
-        parts["UNTIL"] += "Z"
+    until = parts.get("UNTIL", "")
+    if until >= "22":
+        # Some programs write "for ever" as the year 9999, which is beyond every clock in zones east of Greenwich.
+        del parts["UNTIL"]
+    elif until and not until.endswith("Z"):
+        # A date is the whole day, a floating time the time, where the event is (RFC 5545, section 3.3.10).
+        local = datetime.strptime(until if "T" in until else f"{until}T235959", "%Y%m%dT%H%M%S").replace(tzinfo=zone)
+        parts["UNTIL"] = local.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
     if parts.get("FREQ") == "YEARLY" and parts.keys() <= {"FREQ", "INTERVAL", "COUNT", "UNTIL", "WKST"}:
         every = 12 * int(parts.get("INTERVAL", 1))
         parts |= {"FREQ": "MONTHLY", "INTERVAL": str(every), "BYMONTHDAY": str(start.day)}

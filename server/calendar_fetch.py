@@ -16,14 +16,26 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Protocol
 from urllib.parse import urljoin, urlsplit
 
 import httptools
 
-from domain.calendar_sync import FETCH_EVERY, Source, fetched
+from domain.calendar_sync import (
+    Busy,
+    CalendarReader,
+    Source,
+    SourceKind,
+    UnreadableCalendar,
+    fetched,
+    reach,
+    zone_of,
+)
 from domain.commands import Desk
 from domain.context import Context
-from domain.types import Origin, new_id
+from domain.errors import Unavailable
+from domain.types import Interval, Origin, new_id
+from persistence.icalendars import IcalendarReader
 from persistence.repositories import SqlUnitOfWork
 from persistence.unit_of_work import Transactions
 from server.telemetry import logger
@@ -172,18 +184,31 @@ class _Answer:
         self.complete = True
 
 
+class Fetcher(Protocol):
+    """See :class:`CalendarFetcher`."""
+
+    async def fetch(self, url: str) -> bytes: ...
+
+
 class CalendarSync:
     """Reads what is due, on whichever node is free: each claims a source before it asks, so nobody asks twice."""
 
     BATCH = 5
+    GIVE_BACK_SECONDS = 2.0
 
     def __init__(
-        self, desk: Desk, transactions: Transactions[SqlUnitOfWork], fetcher: CalendarFetcher, every_seconds: float = 15
+        self,
+        desk: Desk,
+        transactions: Transactions[SqlUnitOfWork],
+        fetcher: Fetcher,
+        every_seconds: float = 15,
+        reader: CalendarReader | None = None,
     ) -> None:
         self._desk = desk
         self._transactions = transactions
         self._fetcher = fetcher
         self._every_seconds = every_seconds
+        self._reader = reader or IcalendarReader()
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -192,26 +217,65 @@ class CalendarSync:
             await pause(stop, self._every_seconds * random.uniform(0.8, 1.2))
 
     async def run_once(self) -> int:
-        """Reads some of what is due; how many."""
+        """Reads some of what is due; how many. What was claimed and not read, because this process ends or the database
+        is away, is due again.
+        """
         origin = Origin(new_id(datetime.now(UTC)))
 
-        async def claim(uow: SqlUnitOfWork) -> Sequence[Source]:
-            return await uow.calendar_sync.claim_due(uow.now + FETCH_EVERY, self.BATCH)
+        async def claim(uow: SqlUnitOfWork) -> tuple[list[tuple[Source, str]], Interval]:
+            claimed = await uow.calendar_sync.claim_due(self.BATCH)
+            return [(each, zone_of(await uow.calendars.get(each.provider_id))) for each in claimed], reach(uow.now)
 
-        claimed = await self._transactions.write(claim, origin)
-        for source in claimed:
-            text, problem = None, None
-            try:
-                text = await self._fetcher.fetch(source.url or "")
-            except FetchRefused as error:
-                problem = str(error)
-                log.info("calendar_not_read", source=source.id, why=problem)
-            await self._desk.run_as_system(self._step(source.id, text, problem), origin)
+        claimed, within = await self._transactions.write(claim, origin)
+        unread = [source for source, _ in claimed]
+        try:
+            for source, tzid in claimed:
+                busy, problem = await self._read(source, within, tzid)
+                try:
+                    await self._desk.run_as_system(self._step(source, busy, problem), origin)
+                except Unavailable:
+                    raise
+                except Exception:
+                    # Whatever this source has stirred up, it is its owner's trouble and not that of those behind it.
+                    log.exception("calendar_not_taken", source=source.id)
+                unread.remove(source)
+        finally:
+            if unread:
+                await self._give_back(unread, origin)
         return len(claimed)
 
+    async def _read(self, source: Source, within: Interval, tzid: str) -> tuple[Busy | None, str | None]:
+        """What is there, or a code for why it could not be read; outside any transaction, as it may take long."""
+        try:
+            if source.kind is SourceKind.FILE:
+                text = (source.text or "").encode()
+            else:
+                text = await self._fetcher.fetch(source.url or "")
+            return await self._reader.busy(text, within, tzid), None
+        except FetchRefused as error:
+            problem = str(error)
+        except UnreadableCalendar as error:
+            problem = error.type
+        except Exception:
+            log.exception("calendar_reader_failed", source=source.id)
+            return None, UnreadableCalendar.type
+        log.info("calendar_not_read", source=source.id, why=problem)
+        return None, problem
+
+    async def _give_back(self, unread: Sequence[Source], origin: Origin) -> None:
+        async def work(uow: SqlUnitOfWork) -> None:
+            for source in unread:
+                await uow.calendar_sync.give_back(source)
+
+        try:
+            async with asyncio.timeout(self.GIVE_BACK_SECONDS):
+                await self._transactions.write(work, origin)
+        except (Unavailable, TimeoutError):
+            log.warning("calendars_not_given_back", sources=len(unread))  # they are due again in an hour
+
     @staticmethod
-    def _step(source_id: str, text: bytes | None, problem: str | None) -> Callable[[Context], Awaitable[None]]:
+    def _step(source: Source, busy: Busy | None, problem: str | None) -> Callable[[Context], Awaitable[None]]:
         async def step(ctx: Context) -> None:
-            await fetched(ctx, source_id, text, problem)
+            await fetched(ctx, source, busy, problem)
 
         return step

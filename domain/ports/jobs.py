@@ -39,8 +39,13 @@ class Bookings(Protocol):
     async def busy(self, provider_ids: Sequence[str]) -> set[str]:
         """Those of the providers that have a job under way."""
 
-    async def committed(self, provider_id: str) -> Sequence[Booking]:
-        """Jobs under way and confirmed ones to come, oldest first, at most 100."""
+    async def committed(self, provider_id: str, starting: Interval | None = None) -> Sequence[Booking]:
+        """At most 100: jobs under way, then confirmed ones to come, the soonest first; of these only the ones
+        ``starting`` within a time, if it is given.
+        """
+
+    async def in_slots(self, provider_id: str, within: Interval) -> Sequence[Booking]:
+        """Those whose agreed time overlaps this one, whatever became of them but cancelled, the earliest first."""
 
     async def waiting_in_reach_of(self, provider_id: str) -> Sequence[str]:
         """Bookings awaiting assignment without a live offer that this provider has the skill and zone for."""

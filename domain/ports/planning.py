@@ -33,8 +33,10 @@ class Calendars(Protocol):
         this time.
         """
 
-    async def planned(self, service_id: str, zone_id: str, limit: int) -> Sequence[Provider]:
-        """Verified providers with the skill, the zone and rules, the best rated first."""
+    async def planned(
+        self, service_id: str, zone_id: str, limit: int, provider_id: str | None = None
+    ) -> Sequence[Provider]:
+        """Verified providers with the skill, the zone and rules, the best rated first; or this one of them."""
 
     async def offers(self, provider_id: str, service_id: str, zone_id: str) -> bool:
         """Whether the provider is verified and offers the service in the zone."""
@@ -59,14 +61,19 @@ class CalendarSync(Protocol):
     async def provider_of_feed(self, token_hash: str) -> str | None:
         """Whose jobs a token shows, while the person it was given to is a member and not disabled."""
 
-    async def jobs(self, provider_id: str, within: Interval, limit: int) -> Sequence[Booking]:
-        """Those with an agreed time, cancelled ones too, the earliest first."""
+    async def jobs(self, provider_id: str, within: Interval, now: datetime, limit: int) -> Sequence[Booking]:
+        """Those with an agreed time, cancelled ones too, the earliest first. When there are more than so many, those
+        that have not ended count before those that have, and of these the newest.
+        """
 
     async def source(self, source_id: str) -> Source | None: ...
     async def sources(self, provider_id: str) -> Sequence[Source]:
         """By name."""
 
     async def add_source(self, source: Source) -> None: ...
+    async def replace_source(self, source: Source) -> None:
+        """Another place to read, under the same id; its times stay."""
+
     async def save_source(self, source: Source) -> None:
         """What was found there."""
 

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, exists, func, insert, literal, or_, select, update
+from sqlalchemy import Row, and_, bindparam, case, exists, func, insert, literal, or_, select, update
 
 from domain.bookings import ENDED, OCCUPYING, UNDER_WAY, Booking, Kind, Status
 from domain.deadlines import EVERY, SlaPolicy
@@ -34,7 +34,7 @@ _UNDER_WAY = (
 _COMMITTED = (
     select(bookings)
     .where(bookings.c.provider_id == bindparam("provider"), bookings.c.status.in_(sorted(OCCUPYING)))
-    .order_by(bookings.c.id)
+    .order_by(case((bookings.c.status.in_(sorted(UNDER_WAY)), 0), else_=1), bookings.c.start, bookings.c.id)
     .limit(100)
 )
 _OPEN = (
@@ -42,6 +42,22 @@ _OPEN = (
     .where(bookings.c.status.not_in(sorted(ENDED)))
     .order_by(func.coalesce(bookings.c.start, bookings.c.created_at), bookings.c.id)
     .limit(bindparam("most"))
+)
+_COMMITTED_WITHIN = _COMMITTED.where(
+    or_(
+        bookings.c.status.in_(sorted(UNDER_WAY)),
+        and_(bookings.c.start >= bindparam("from_"), bookings.c.start < bindparam("until")),
+    )
+)
+_IN_SLOTS = (
+    select(bookings)
+    .where(
+        bookings.c.provider_id == bindparam("provider"),
+        bookings.c.end > bindparam("from_"),
+        bookings.c.start < bindparam("until"),
+        bookings.c.status != Status.CANCELLED.value,
+    )
+    .order_by(bookings.c.start, bookings.c.id)
 )
 _MUTABLE = (
     "status",
@@ -167,8 +183,16 @@ class SqlBookings:
         query = select(bookings.c.provider_id).where(bookings.c.provider_id.in_(provider_ids), under_way).distinct()
         return set((await self._connection.execute(query)).scalars())
 
-    async def committed(self, provider_id: str) -> Sequence[Booking]:
-        return [booking_of(row) for row in await self._connection.execute(_COMMITTED, {"provider": provider_id})]
+    async def committed(self, provider_id: str, starting: Interval | None = None) -> Sequence[Booking]:
+        bound = {"provider": provider_id}
+        if starting is None:
+            return [booking_of(row) for row in await self._connection.execute(_COMMITTED, bound)]
+        within = bound | {"from_": starting.start, "until": starting.end}
+        return [booking_of(row) for row in await self._connection.execute(_COMMITTED_WITHIN, within)]
+
+    async def in_slots(self, provider_id: str, within: Interval) -> Sequence[Booking]:
+        bound = {"provider": provider_id, "from_": within.start, "until": within.end}
+        return [booking_of(row) for row in await self._connection.execute(_IN_SLOTS, bound)]
 
     async def waiting_in_reach_of(self, provider_id: str) -> Sequence[str]:
         return list((await self._connection.execute(_WAITING, {"provider": provider_id})).scalars())

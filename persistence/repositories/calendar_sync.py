@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, insert, select, update
 
 from domain.bookings import Booking
-from domain.calendar_sync import Source, SourceKind
+from domain.calendar_sync import READ_EVERY, Source, SourceKind
 from domain.types import Interval
 from persistence.repositories.audit import created, updated
 from persistence.repositories.bookings import booking_of
@@ -27,19 +28,17 @@ _FEED = (
     .join(users, users.c.id == calendar_feeds.c.user_id)
     .where(calendar_feeds.c.token_hash == bindparam("token"), users.c.disabled_at.is_(None))
 )
-_JOBS = (
-    select(bookings)
-    .where(
-        bookings.c.provider_id == bindparam("provider"),
-        bookings.c.end > bindparam("from_"),
-        bookings.c.start < bindparam("until"),
-    )
-    .order_by(bookings.c.start, bookings.c.id)
-    .limit(bindparam("most"))
+_JOBS = select(bookings).where(bookings.c.provider_id == bindparam("provider")).limit(bindparam("most"))
+_JOBS_TO_COME = _JOBS.where(bookings.c.end > bindparam("now"), bookings.c.start < bindparam("until")).order_by(
+    bookings.c.start, bookings.c.id
 )
-_SOURCE = select(calendar_sources).where(calendar_sources.c.id == bindparam("source"))
+_JOBS_BEFORE = _JOBS.where(bookings.c.end > bindparam("from_"), bookings.c.end <= bindparam("now")).order_by(
+    bookings.c.end.desc(), bookings.c.id.desc()
+)
+_WITHOUT_TEXT = [column for column in calendar_sources.c if column.name != "text"]
+_SOURCE = select(*_WITHOUT_TEXT).where(calendar_sources.c.id == bindparam("source"))
 _SOURCES = (
-    select(calendar_sources)
+    select(*_WITHOUT_TEXT)
     .where(calendar_sources.c.provider_id == bindparam("provider"))
     .order_by(calendar_sources.c.name)
 )
@@ -84,9 +83,13 @@ class SqlCalendarSync:
         found: str | None = (await self._connection.execute(_FEED, {"token": token_hash})).scalar_one_or_none()
         return found
 
-    async def jobs(self, provider_id: str, within: Interval, limit: int) -> Sequence[Booking]:
-        bound = {"provider": provider_id, "from_": within.start, "until": within.end, "most": limit}
-        return [booking_of(row) for row in await self._connection.execute(_JOBS, bound)]
+    async def jobs(self, provider_id: str, within: Interval, now: datetime, limit: int) -> Sequence[Booking]:
+        bound = {"provider": provider_id, "now": now}
+        ahead = {"until": within.end, "most": limit}
+        rows = list((await self._connection.execute(_JOBS_TO_COME, bound | ahead)).all())
+        past = {"from_": within.start, "most": limit - len(rows)}
+        rows += (await self._connection.execute(_JOBS_BEFORE, bound | past)).all()
+        return [booking_of(row) for row in sorted(rows, key=lambda row: (row.start, row.id))]
 
     async def source(self, source_id: str) -> Source | None:
         row = (await self._connection.execute(_SOURCE, {"source": source_id})).one_or_none()
@@ -101,11 +104,16 @@ class SqlCalendarSync:
             "provider_id": source.provider_id,
             "organisation_id": source.organisation_id,
             "name": source.name,
-            "kind": source.kind.value,
-            "url": source.url,
-            "next_fetch_at": source.next_fetch_at,
         }
-        await self._connection.execute(insert(calendar_sources), row | _findings(source) | created(self._unit))
+        row |= _place(source) | _findings(source) | created(self._unit)
+        await self._connection.execute(insert(calendar_sources), row)
+
+    async def replace_source(self, source: Source) -> None:
+        await self._connection.execute(
+            update(calendar_sources)
+            .where(calendar_sources.c.id == source.id)
+            .values(_place(source) | _findings(source) | updated(self._unit))
+        )
 
     async def save_source(self, source: Source) -> None:
         await self._connection.execute(
@@ -137,13 +145,20 @@ class SqlCalendarSync:
             await self._connection.execute(insert(busy_times), fresh)
         return True
 
-    async def claim_due(self, again_at: datetime, limit: int) -> Sequence[Source]:
+    async def claim_due(self, limit: int) -> Sequence[Source]:
+        """Sources that are due, with their texts; they are due again when :data:`READ_EVERY` says."""
         claimed = []
         for row in (await self._connection.execute(_DUE, {"now": self._unit.now, "most": limit})).all():
+            again_at = self._unit.now + READ_EVERY[SourceKind(row.kind)]
             bound = {"source": row.id, "due": row.next_fetch_at, "again_at": again_at}
             if (await self._connection.execute(_CLAIM, bound)).rowcount == 1:
-                claimed.append(_source(row))
+                claimed.append(replace(_source(row), next_fetch_at=again_at))
         return claimed
+
+    async def give_back(self, claimed: Source) -> None:
+        """Makes a claimed source due again that was not read."""
+        bound = {"source": claimed.id, "due": claimed.next_fetch_at, "again_at": self._unit.now}
+        await self._connection.execute(_CLAIM, bound)
 
 
 def _source(row: Row[Any]) -> Source:
@@ -159,7 +174,17 @@ def _source(row: Row[Any]) -> Source:
         problem=row.problem,
         fetched_at=row.fetched_at,
         next_fetch_at=row.next_fetch_at,
+        text=getattr(row, "text", None),
     )
+
+
+def _place(source: Source) -> dict[str, Any]:
+    return {
+        "kind": source.kind.value,
+        "url": source.url,
+        "text": source.text,
+        "next_fetch_at": source.next_fetch_at,
+    }
 
 
 def _findings(source: Source) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     BindParameter,
     ColumnElement,
+    Executable,
     Row,
     Select,
     Table,
@@ -18,17 +19,18 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    or_,
     select,
+    union_all,
     update,
 )
 
 from domain.bookings import Status
-from domain.calendars import Calendar, CalendarException, ExceptionKind, Hold, Plan
+from domain.calendars import Calendar, CalendarException, ExceptionKind, Hold, Job, Plan
 from domain.providers import Provider
 from domain.recurrence import recurrence_from, recurrence_view
 from domain.types import Interval
 from persistence.repositories.audit import created, updated
-from persistence.repositories.bookings import booking_of
 from persistence.repositories.market import provider_of
 from persistence.tables import (
     bookings,
@@ -77,12 +79,27 @@ _HOLDS = (
     .where(_overlapping(slot_holds), slot_holds.c.expires_at > bindparam("now"))
     .order_by(slot_holds.c.start)
 )
-_JOBS = (
-    select(bookings)
-    .where(_overlapping(bookings), bookings.c.status != Status.CANCELLED.value)
-    .order_by(bookings.c.start, bookings.c.id)
+_JOB = (
+    bookings.c.id,
+    bookings.c.provider_id,
+    bookings.c.status,
+    bookings.c.start,
+    bookings.c.end,
+    bookings.c.assigned_at,
+)
+_JOBS = union_all(
+    select(*_JOB).where(_overlapping(bookings), bookings.c.status != Status.CANCELLED.value),
+    # On demand: no agreed time, so it is by the index of (provider_id, end) that these are found.
+    select(*_JOB).where(
+        bookings.c.provider_id.in_(_PROVIDER_IDS),
+        bookings.c.end.is_(None),
+        bookings.c.assigned_at > bindparam("from_"),
+        bookings.c.assigned_at < bindparam("until"),
+        bookings.c.status != Status.CANCELLED.value,
+    ),
 )
 _BUSY = select(busy_times).where(_overlapping(busy_times)).order_by(busy_times.c.start)
+_PLANNED_PROVIDER: BindParameter[Any] = bindparam("provider")
 _PLANNED = (
     select(providers)
     .join(provider_skills, provider_skills.c.provider_id == providers.c.id)
@@ -93,6 +110,7 @@ _PLANNED = (
         provider_zones.c.zone_id == bindparam("zone"),
         providers.c.verified,
         calendars.c.rules != [],
+        or_(_PLANNED_PROVIDER.is_(None), providers.c.id == _PLANNED_PROVIDER),
     )
     .order_by(providers.c.rating.desc(), providers.c.id)
     .limit(bindparam("most"))
@@ -194,14 +212,16 @@ class SqlCalendars:
                 row.max_daily_jobs,
                 tuple(map(_exception, exceptions[provider_id])),
                 tuple(map(_hold, holds[provider_id])),
-                tuple(map(booking_of, jobs[provider_id])),
+                tuple(map(_job, jobs[provider_id])),
                 tuple(Interval(row.start, row.end) for row in busy[provider_id]),
             )
             for provider_id, row in found.items()
         }
 
-    async def planned(self, service_id: str, zone_id: str, limit: int) -> Sequence[Provider]:
-        bound = {"service": service_id, "zone": zone_id, "most": limit}
+    async def planned(
+        self, service_id: str, zone_id: str, limit: int, provider_id: str | None = None
+    ) -> Sequence[Provider]:
+        bound = {"service": service_id, "zone": zone_id, "most": limit, "provider": provider_id}
         return [provider_of(row) for row in await self._connection.execute(_PLANNED, bound)]
 
     async def offers(self, provider_id: str, service_id: str, zone_id: str) -> bool:
@@ -238,7 +258,7 @@ class SqlCalendars:
             select(func.count()).where(slot_holds.c.customer_id == customer_id, slot_holds.c.expires_at > now)
         )
 
-    async def _by_provider(self, query: Select[Any], bound: dict[str, Any]) -> Mapping[str, list[Row[Any]]]:
+    async def _by_provider(self, query: Executable, bound: dict[str, Any]) -> Mapping[str, list[Row[Any]]]:
         rows: defaultdict[str, list[Row[Any]]] = defaultdict(list)
         for row in await self._connection.execute(query, bound):
             rows[row.provider_id].append(row)
@@ -256,6 +276,11 @@ def _calendar(provider_id: str, row: Any) -> Calendar:
 
 def _exception(row: Row[Any]) -> CalendarException:
     return CalendarException(row.id, row.provider_id, ExceptionKind(row.kind), Interval(row.start, row.end), row.note)
+
+
+def _job(row: Row[Any]) -> Job:
+    slot = None if row.start is None else Interval(row.start, row.end)
+    return Job(row.id, Status(row.status), slot, row.assigned_at)
 
 
 def _hold(row: Row[Any]) -> Hold:

@@ -61,6 +61,7 @@ class JsonText(TypeDecorator[Any]):
 Id = String(64)
 Name = String(200)
 Code = String(32)
+LongText = Text().with_variant(LONGTEXT(), "mysql", "mariadb")
 Frame = LargeBinary().with_variant(LONGBLOB(), "mysql", "mariadb")
 BigKey = BigInteger().with_variant(Integer(), "sqlite")
 """SQLite auto-increments only a column declared INTEGER."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Column, ForeignKey, Index, Integer, String, Table, UniqueConstraint
 
-from persistence.tables.columns import Code, Id, JsonText, UtcDateTime, audit, metadata
+from persistence.tables.columns import Code, Id, JsonText, LongText, UtcDateTime, audit, metadata
 
 calendars = Table(
     "calendars",
@@ -64,6 +64,7 @@ calendar_sources = Table(
     Column("name", String(100), nullable=False),
     Column("kind", Code, nullable=False),
     Column("url", String(500)),
+    Column("text", LongText),  # of a file, what in it says when
     Column("times", Integer, nullable=False),
     Column("skipped", Integer, nullable=False),
     Column("problem", String(64)),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import vobject
 
-from domain.calendar_sync import MOST_SOURCES, feed
+from domain import calendar_sync
+from domain.calendar_sync import MOST_SOURCES, Busy, feed
 from domain.context import SYSTEM
 from domain.errors import Forbidden
-from domain.types import wire_time
+from domain.types import Interval, wire_time
 from persistence import tables
-from persistence.icalendars import write_jobs
+from persistence.icalendars import IcalendarReader, write_jobs
+from server.calendar_fetch import CalendarSync
 from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, refusal, refused
 from tests.domain.test_slots import NINE_TO_TWELVE, at, book_hold, hold, plan, planned_firm, starts, week
 
@@ -111,6 +116,27 @@ async def test_feed_shows_nobody_elses_jobs(market: Marketplace) -> None:
     assert len((await shown(market, await issue(market, firm.person))).vevent_list) == 1
 
 
+async def test_feed_of_a_busy_provider_shows_what_is_to_come_before_what_has_been(
+    market: Marketplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firm, customer = await market.firm(max_daily_jobs=100), await market.customer()
+    for ahead in (1, 2, 3, 30, 31):
+        job = await market.book_slot(customer, ahead)
+        await market.give(job, firm, "scheduled")
+    token = await issue(market, firm.person)
+    market.clock.advance(24 * 3600)
+
+    async def hours() -> list[float]:
+        events = (await shown(market, token)).vevent_list
+        return [(event.dtstart.value - START) / timedelta(hours=1) for event in events]
+
+    assert await hours() == [1, 2, 3, 30, 31]
+    monkeypatch.setattr(calendar_sync, "MOST_JOBS", 3)
+    assert await hours() == [3, 30, 31]
+    monkeypatch.setattr(calendar_sync, "MOST_JOBS", 1)
+    assert await hours() == [30]
+
+
 async def test_busy_times_of_a_file_are_not_free(market: Marketplace) -> None:
     firm, customer = await planned_firm(market), await market.customer()
     source = await bring(market, firm, text("DTSTART:20261125T100000Z\nDTEND:20261125T103000Z"))
@@ -192,3 +218,188 @@ async def test_address_is_shown_by_its_host_alone(market: Marketplace) -> None:
     for url in ("https://user:pw@example.test/", "https://example.test:8443/", "https:///x", "https://[::1"):
         error = await refusal(market.call(firm.person, "calendar.subscribe", **params, url=url))
         assert error.type == "invalid_params", url
+
+
+HOSTILE = [
+    "RECURRENCE-ID:PT1H",
+    "RECURRENCE-ID:foo",
+    "RECURRENCE-ID;VALUE=TIME:101010",
+    "RECURRENCE-ID;VALUE=PERIOD:20261124T100000Z/PT1H",
+    "RECURRENCE-ID;VALUE=DATE:00010101",
+    "RECURRENCE-ID:20261125T100000Z\nRECURRENCE-ID:20261126T100000Z",
+]
+
+
+async def test_events_that_move_from_no_time_are_passed_over(market: Marketplace) -> None:
+    firm = await market.firm()
+    await plan(market, firm, NINE_TO_TWELVE | {"tzid": "Europe/Berlin"})
+    nine = "DTSTART:20261125T090000Z\nDTEND:20261125T100000Z"
+    source = await bring(market, firm, text(nine, *(f"DTSTART:20261125T110000Z\nDURATION:PT1H\n{h}" for h in HOSTILE)))
+    assert (source["times"], source["skipped"]) == (1, len(HOSTILE))
+
+
+@pytest.mark.parametrize(
+    ("rule", "days"),
+    [
+        ("DTSTART;TZID=America/New_York:20261125T220000\nRRULE:FREQ=DAILY;UNTIL=20261126", [26, 27]),
+        ("DTSTART;TZID=America/New_York:20261125T220000\nRRULE:FREQ=DAILY;UNTIL=20261126T220000", [26, 27]),
+        ("DTSTART;TZID=America/New_York:20261125T220000\nRRULE:FREQ=DAILY;UNTIL=20261127T030000Z", [26, 27]),
+        ("DTSTART:20261129T030000Z\nRRULE:FREQ=DAILY;UNTIL=99991231T235959Z", [29, 30]),
+        ("DTSTART:20261126T030000Z\nRDATE:20261128T030000Z,20261129T030000Z\nEXDATE:20261129T030000Z", [26, 28]),
+        ("DTSTART:20261126T030000Z\nRRULE:FREQ=DAILY;COUNT=2\nRDATE:20261129T030000Z", [26, 27, 29]),
+        ("DTSTART:20261126T030000Z\nRDATE;VALUE=PERIOD:20261128T030000Z/20261128T040000Z", [26, 28]),
+    ],
+)
+async def test_repetition_counts_on_its_last_and_its_additional_days(
+    market: Marketplace, rule: str, days: list[int]
+) -> None:
+    firm = await market.firm()
+    await bring(market, firm, text(f"{rule}\nDURATION:PT1H"))
+    november = [start for start, _ in await busy_times(market, firm) if start < "2026-12"]
+    assert november == [f"2026-11-{day}T03:00:00.000Z" for day in days]
+
+
+class Elsewhere:
+    """Answers with what it is told to; counts who asks."""
+
+    def __init__(self, answer: Callable[[int], bytes]) -> None:
+        self.answer = answer
+        self.asked = 0
+        self.waiting = asyncio.Event()
+
+    async def fetch(self, url: str) -> bytes:
+        self.asked += 1
+        try:
+            return self.answer(self.asked)
+        except BlockingIOError:
+            self.waiting.set()
+            await asyncio.Event().wait()
+            raise
+
+
+BUSY = text("DTSTART:20261125T100000Z\nDTEND:20261125T110000Z").encode()
+
+
+async def subscribers(market: Marketplace, number: int) -> list[Firm]:
+    firms = await market.firms(number)
+    for firm in firms:
+        params = {"provider_id": firm.provider_id, "name": "Work", "url": "https://calendar.example.test/"}
+        await market.call(firm.person, "calendar.subscribe", **params)
+    return firms
+
+
+async def sources(market: Marketplace, *columns: str) -> list[tuple[Any, ...]]:
+    table = tables.calendar_sources
+    return sorted(
+        (tuple(row) for row in await market.rows(table.select().with_only_columns(*(table.c[c] for c in columns)))),
+        key=str,
+    )
+
+
+async def test_calendar_that_breaks_the_reader_keeps_nobody_elses_waiting(market: Marketplace) -> None:
+    await subscribers(market, 3)
+
+    def answer(number: int) -> bytes:
+        if number == 1:
+            raise RuntimeError("whatever nobody thought of")
+        return BUSY
+
+    elsewhere = Elsewhere(answer)
+    sync = CalendarSync(market.desk, market.transactions, elsewhere)
+    assert await sync.run_once() == 3
+    assert await sources(market, "times", "problem") == [(0, "unreadable_calendar"), (1, None), (1, None)]
+    assert (await sync.run_once(), elsewhere.asked) == (0, 3), "each is read again in an hour"
+
+
+async def test_calendars_that_were_claimed_and_not_read_are_due_again_at_once(market: Marketplace) -> None:
+    await subscribers(market, 3)
+
+    def answer(number: int) -> bytes:
+        if number == 2:
+            raise BlockingIOError
+        return BUSY
+
+    elsewhere = Elsewhere(answer)
+    interrupted = asyncio.create_task(CalendarSync(market.desk, market.transactions, elsewhere).run_once())
+    await elsewhere.waiting.wait()
+    interrupted.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await interrupted
+    assert await CalendarSync(market.desk, market.transactions, Elsewhere(lambda _: BUSY)).run_once() == 2
+    assert await sources(market, "times") == [(1,), (1,), (1,)]
+
+
+async def test_nobody_waits_while_a_file_is_read(market: Marketplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    firm = await market.firm()
+    read = IcalendarReader.busy
+
+    async def meanwhile(reader: IcalendarReader, ics: bytes, within: Interval, tzid: str) -> Busy:
+        async with asyncio.timeout(2):
+            await market.customer()  # a write, which on SQLite would wait for the end of any other
+        return await read(reader, ics, within, tzid)
+
+    monkeypatch.setattr(IcalendarReader, "busy", meanwhile)
+    assert (await bring(market, firm, BUSY.decode()))["times"] == 1
+    customer = await market.customer()
+    theirs = {"provider_id": firm.provider_id, "name": "Home", "ics": "no calendar"}
+    assert await refused(market.call(customer, "calendar.import", **theirs)) == "not_found"
+    stranger = await market.firm()
+    assert await refused(market.call(stranger.person, "calendar.import", **theirs)) == "not_found"
+
+
+async def test_what_repeats_in_a_file_comes_within_reach_as_time_passes(market: Marketplace) -> None:
+    firm = await market.firm()
+    zone = (
+        "BEGIN:VTIMEZONE\nTZID:Ours\nBEGIN:STANDARD\nDTSTART:20200101T000000\nTZOFFSETFROM:+0100\nTZOFFSETTO:+0100\n"
+        "END:STANDARD\nEND:VTIMEZONE\n"
+    )
+    weekly = text(
+        "SUMMARY:Chemo\n therapy\nLOCATION:St Mary\nATTENDEE:mailto:a@b.test\n"
+        "DTSTART;TZID=\n Ours:20261125T100000\nDURATION:PT1H\nRRULE:FREQ=WEEKLY\nEXDATE;TZID=Ours:20261202T100000"
+    ).replace("BEGIN:VEVENT", f"{zone}BEGIN:VEVENT".replace("\n", "\r\n"), 1)
+    times = (await bring(market, firm, weekly))["times"]
+    first = await busy_times(market, firm)
+    assert [start[:16] for start, _ in first[:2]] == ["2026-11-25T09:00", "2026-12-09T09:00"]
+    kept = repr(await sources(market, "text"))
+    assert "FREQ=WEEKLY" in kept
+    assert not any(word in kept for word in ("Chemo", "therapy", "Mary", "mailto"))
+    nobody = Elsewhere(lambda _: b"")
+    sync = CalendarSync(market.desk, market.transactions, nobody)
+    assert await sync.run_once() == 0
+    market.clock.advance(timedelta(days=7).total_seconds())
+    assert (await sync.run_once(), await sync.run_once(), nobody.asked) == (1, 0, 0)
+    assert await busy_times(market, firm) == first[1:], "what is to come stays"
+    market.clock.advance(timedelta(days=28).total_seconds())
+    assert await sync.run_once() == 1
+    ends = [row.end for row in await market.rows(tables.busy_times.select())]
+    assert max(ends) > market.clock.now() + timedelta(days=170)
+    assert abs(len(ends) - times) <= 1
+
+
+async def test_times_of_a_file_stay_until_the_address_in_its_place_has_been_read(market: Marketplace) -> None:
+    firm = await market.firm()
+    await bring(market, firm, BUSY.decode())
+    before = await busy_times(market, firm)
+    params = {"provider_id": firm.provider_id, "name": "Home", "url": "https://calendar.example.test/"}
+    source = (await market.call(firm.person, "calendar.subscribe", **params))["source"]
+    assert (source["kind"], await busy_times(market, firm)) == ("address", before)
+    await CalendarSync(market.desk, market.transactions, Elsewhere(lambda _: b"not yet")).run_once()
+    assert await busy_times(market, firm) == before
+    market.clock.advance(3600)
+    later = BUSY.replace(b"T10", b"T12").replace(b"T11", b"T13")
+    await CalendarSync(market.desk, market.transactions, Elsewhere(lambda _: later)).run_once()
+    assert await busy_times(market, firm) == [(wire_time(at(12)), wire_time(at(13)))]
+    assert await sources(market, "text", "problem") == [(None, None)]
+
+
+async def test_what_was_read_of_a_source_that_was_replaced_meanwhile_counts_for_nothing(market: Marketplace) -> None:
+    (firm,) = await subscribers(market, 1)
+
+    class Slow:
+        async def fetch(self, url: str) -> bytes:
+            await bring(market, firm, text(), "Work")
+            return BUSY
+
+    assert await CalendarSync(market.desk, market.transactions, Slow()).run_once() == 1
+    assert await busy_times(market, firm) == []
+    assert await sources(market, "kind", "times") == [("file", 0)]

@@ -121,3 +121,17 @@ async def test_stale_version_is_a_conflict(market: Marketplace) -> None:
     customer, _, booking_id = await planned(market)
     params = {"booking_id": booking_id, "version": 1, "start": at(30).isoformat()}
     assert await refused(market.call(customer, "booking.reschedule", **params)) == "conflict"
+
+
+async def test_another_time_is_another_search_also_after_operations_were_called(market: Marketplace) -> None:
+    customer = await market.customer()
+    booking_id = await market.book_slot(customer)
+    await market.advance(market.policy.dispatch_limit_seconds + 60)
+    assert f"rescue:{booking_id}" in await market.timer_names()
+    firm = await market.firm()
+    await move(market, customer, booking_id, 48)
+    assert f"rescue:{booking_id}" not in await market.timer_names()
+    await market.advance(1)
+    assert await market.asked(booking_id, wave=1) == {firm.provider_id}
+    await market.advance(market.policy.rescue_seconds)
+    assert (await market.booking(booking_id)).status == "awaiting_assignment"

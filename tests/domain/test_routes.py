@@ -9,11 +9,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import insert, select
 
-from domain import routing
+from domain import routing, snapshots
 from domain.geography import GreatCircleEta
+from domain.providers import Service
 from domain.routing import Plan, Stop
 from domain.types import Point
+from persistence import tables
+from persistence.repositories import SqlUnitOfWork
+from persistence.repositories.market import SqlMarket
 from tests.domain.marketplace import CENTRE, START, Marketplace, north_of, refused
 
 ETA = GreatCircleEta()
@@ -130,3 +135,33 @@ async def test_job_under_way_is_first_and_its_remaining_work_counts(market: Mark
     plan = await market.call(firm.person, "route.plan")
     assert [(visit["booking_id"], visit["pinned"]) for visit in plan["visits"]] == [(job, True), (slot, False)]
     assert plan["visits"][0]["leave_at"] == "2026-11-24T10:00:00.000Z"
+
+
+async def test_todays_job_is_on_the_route_and_in_the_snapshot_however_many_were_agreed_before(
+    market: Marketplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer, firm = await market.customer(), await market.firm(max_daily_jobs=1000)
+    far = await market.book_slot(customer, in_hours=240)
+    await market.give(far, firm, "scheduled")
+    bookings = tables.bookings
+    (row,) = await market.rows(select(bookings).where(bookings.c.id == far))
+    rows = [row._asdict() | {"id": f"{far[:-4]}{number:04d}"} for number in range(100)]
+
+    async def agreed_before(uow: SqlUnitOfWork) -> None:
+        await uow.connection.execute(insert(bookings), rows)
+
+    await market.write(agreed_before)
+    today, now = await market.book_slot(customer, in_hours=5), await market.book(customer)
+    await market.give(today, firm, "scheduled")
+    await market.give(now, firm, "en_route")
+
+    async def one_by_one(market: SqlMarket, service_id: str) -> Service | None:
+        raise AssertionError("services are read once for all")
+
+    monkeypatch.setattr(SqlMarket, "service", one_by_one)
+    plan = await market.call(firm.person, "route.plan")
+    assert ([visit["booking_id"] for visit in plan["visits"]], plan["left_out"]) == ([now, today], [])
+    state = await market.as_system(lambda ctx: snapshots.of_provider(ctx, firm.provider_id))
+    assert state is not None
+    assert [job["id"] for job in state["bookings"]][:2] == [now, today]
+    assert len(state["bookings"]) == 100

@@ -241,3 +241,19 @@ async def test_policy_for_what_is_not_there_is_refused(market: Marketplace) -> N
     for where in ("service_id", "zone_id"):
         assert await refused(market.call(operator, "sla.set_policy", **{where: "none"})) == "invalid_params"
     assert await refused(market.call(operator, "sla.set_policy", response_seconds=0)) == "invalid_params"
+
+
+async def test_warning_is_told_once_however_often_the_work_rests(market: Marketplace) -> None:
+    customer, firm = await people(market)
+    booking_id = await market.job(customer, firm, "en_route", "arrived", "in_progress")
+    targets = (await market.booking(booking_id)).sla.targets
+    assert targets is not None
+    await market.advance(targets.completion * 0.85)
+    for _ in range(2):
+        await market.step(firm.person, booking_id, "paused")
+        await market.advance(10)
+        await market.step(firm.person, booking_id, "in_progress")
+        await market.advance(10)
+    assert (await told(market, booking_id)).count(("completion", "sla.warned")) == 1
+    await market.step(firm.person, booking_id, "completed")
+    assert (await told(market, booking_id))[-1] == ("completion", "sla.met")

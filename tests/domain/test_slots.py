@@ -7,10 +7,15 @@ from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
+
+from domain import calendars, slots
 from domain.errors import TooManyHolds
 from domain.identity import Actor
+from domain.providers import Provider
 from domain.types import JSON, wire_time
 from persistence import tables
+from persistence.repositories.market import SqlMarket
 from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, refusal, refused
 
 TOMORROW = START.replace(hour=0) + timedelta(days=1)
@@ -302,3 +307,88 @@ async def test_holds_that_a_customer_asks_for_at_once_are_counted_one_after_the_
     )
     assert Counter(type(each) for each in answers) == {dict: 3, TooManyHolds: 3}
     assert await market.count(tables.slot_holds) == 3
+
+
+ALL_DAY: JSON = {"rrule": "FREQ=DAILY", "tzid": "UTC", "dtstart": "2026-01-05T00:00", "duration_minutes": 24 * 60}
+
+
+async def test_held_time_counts_among_the_jobs_of_its_day(market: Marketplace) -> None:
+    await planned_firm(market, max_daily_jobs=1)
+    customer, other = await market.customer(), await market.customer()
+    held = await hold(market, customer, 9)
+    assert await starts(market, other) == []
+    for person in (customer, other):
+        assert await refused(hold(market, person, 11)) == "slot_closed"
+    await hold(market, other, 33)
+    assert await book_hold(market, customer, held), "one's own hold is not in the way"
+
+
+async def test_work_on_demand_counts_among_the_jobs_of_the_day_it_was_taken(market: Marketplace) -> None:
+    firm, customer = await market.firm(max_daily_jobs=1), await market.customer()
+    await plan(market, firm, ALL_DAY)
+    assert await starts(market, customer, -12, 0)
+    job = await market.job(customer, firm, "en_route", "arrived", "in_progress", "completed")
+    assert (await market.booking(job)).slot is None
+    assert await starts(market, customer, -12, 0) == []
+    assert await refused(hold(market, customer, -5)) == "slot_closed"
+    assert await hold(market, customer, 5)
+
+
+async def test_provider_that_is_named_is_found_however_many_are_better(
+    market: Marketplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await planned_firm(market, rating=5.0)
+    low, customer = await planned_firm(market, rating=1.0), await market.customer()
+    monkeypatch.setattr(slots, "MOST_PROVIDERS", 1)
+    assert await starts(market, customer, provider_id=low.provider_id) == [9, 9.5, 10, 10.5, 11]
+    assert (await hold(market, customer, 9, provider_id=low.provider_id))["provider_id"] == low.provider_id
+
+
+async def test_search_ends_with_what_was_asked_for_and_lets_others_have_their_turn(
+    market: Marketplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        await planned_firm(market)
+    customer = await market.customer()
+    turns, seen = 0, []
+
+    def counted(*args: Any) -> list[datetime]:
+        seen.append(turns)
+        return calendars.free_starts(*args)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(slots, "free_starts", counted)
+    waiting = asyncio.create_task(others())
+    try:
+        month = {"last": 24 * 31, "limit": 500}
+        whole = await starts(market, customer, **month)
+        assert len(set(seen)) == len(seen), "a turn of the loop before each provider"
+        searched = len(seen)
+        assert await starts(market, customer, **month | {"limit": 4}) == whole[:4]
+    finally:
+        waiting.cancel()
+    assert len(seen) - searched == 3, "one day of three calendars had enough"
+    weekdays = [day for day in range(31) if (TOMORROW + timedelta(days=day)).weekday() < 5]
+    assert whole == [24 * day + hour for day in weekdays for hour in (9, 9.5, 10, 10.5, 11)]
+
+
+async def test_providers_are_locked_in_the_order_of_their_ids_and_chosen_by_rating(
+    market: Marketplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firms = [await planned_firm(market, rating=rating) for rating in (1.0, 3.0, 2.0)]
+    customer = await market.customer()
+    asked: list[str] = []
+    lock = SqlMarket.lock_provider
+
+    async def noted(market: SqlMarket, provider_id: str) -> Provider | None:
+        asked.append(provider_id)
+        return await lock(market, provider_id)
+
+    monkeypatch.setattr(SqlMarket, "lock_provider", noted)
+    assert (await hold(market, customer, 9))["provider_id"] == firms[1].provider_id
+    assert asked == sorted(firm.provider_id for firm in firms)

@@ -756,6 +756,11 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=100), nullable=False),
         sa.Column("kind", sa.String(length=32), nullable=False),
         sa.Column("url", sa.String(length=500), nullable=True),
+        sa.Column(
+            "text",
+            sa.Text().with_variant(mysql.LONGTEXT(), "mariadb").with_variant(mysql.LONGTEXT(), "mysql"),
+            nullable=True,
+        ),
         sa.Column("times", sa.Integer(), nullable=False),
         sa.Column("skipped", sa.Integer(), nullable=False),
         sa.Column("problem", sa.String(length=64), nullable=True),

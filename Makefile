@@ -3,7 +3,7 @@
 BIN := .venv/bin
 # ARGS go to the command behind a target: make run ARGS="--port 9000", make test ARGS="tests/domain -x"
 ARGS ?=
-# Compiled modules are kept wherever this is started from: every server then starts in half the time.
+# Compiled modules are kept wherever this is started from: what is imported again and again is not compiled again.
 unexport PYTHONDONTWRITEBYTECODE
 
 help: ## what can be typed here

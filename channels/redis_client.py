@@ -82,7 +82,8 @@ class _Server:
 
 
 AGAIN_SECONDS = 0.5
-"""After which a task that was told to end and has not is told again."""
+MOST_TIMES = 10
+"""After so long a task that was told to end and has not is told again, and so many times."""
 
 
 class RedisClient:
@@ -347,8 +348,11 @@ class RedisClient:
 async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
     """Cancel tasks until they have ended: a library that they wait in may take a cancellation for its own timeout."""
     left = set(tasks)
-    while left:
+    for _ in range(MOST_TIMES):
         for task in left:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
-    await asyncio.gather(*tasks, return_exceptions=True)
+        if not left:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            return
+    logger.error("tasks that do not end: %s", ", ".join(sorted(task.get_name() for task in left)))

@@ -21,6 +21,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
 from channels.redis_layout import RedisAway, close
+from domain.backoff import grown
 
 logger = logging.getLogger(__name__)
 
@@ -260,4 +261,4 @@ class Pipe:
 
 def backoff(times: RedisTimes, failures: int) -> float:
     """How long to wait after so many failures in a row; jittered, so that nodes do not come back together."""
-    return random.uniform(0.5, 1.0) * min(times.retry_seconds * 2.0 ** min(failures, 10), times.retry_most_seconds)
+    return random.uniform(0.5, 1.0) * grown(times.retry_seconds, failures, times.retry_most_seconds)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from domain import searches
 from domain.context import Context
 from domain.errors import Forbidden
 from domain.events import Audience, Event, EventClass
@@ -128,7 +129,7 @@ async def apply_status(
         if status is ProviderStatus.ONLINE:
             # Somebody may be waiting for just this provider: do not let them wait for the next wave.
             for booking_id in await ctx.uow.bookings.waiting_in_reach_of(provider.id):
-                await ctx.uow.timers.set(f"dispatch:{booking_id}", ctx.now, "dispatch", {"booking_id": booking_id})
+                await searches.look_at(ctx, booking_id, ctx.now)
     return after
 
 

@@ -197,8 +197,8 @@ def is_open(plan: Plan, during: Interval, recurrences: Recurrences) -> bool:
 
 
 def is_full(plan: Plan, start: datetime, *, except_id: str = "") -> bool:
-    """Whether the provider has all the jobs that it may have on the day (UTC, as everywhere) of this start, those that
-    somebody holds the time of included. ``except_id`` names a booking or a hold that does not count.
+    """Whether the provider has all the jobs that it may have on the day of this start (UTC, as dispatch counts), those
+    that somebody holds the time of included. ``except_id`` names a booking or a hold that does not count.
     """
     return _jobs_per_day(plan, except_id)[start.astimezone(UTC).date()] >= plan.max_daily_jobs
 

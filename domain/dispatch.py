@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from domain import availability, bookings, moves, offers, reaching, slots
+from domain import availability, bookings, moves, offers, reaching, searches, slots
 from domain.bookings import AssignBooking, Booking, Kind, Party, Status
 from domain.context import Context
 from domain.errors import Forbidden, OfferExpired, OfferTaken, OfferWithdrawn, Refused
@@ -42,7 +42,7 @@ async def advance(ctx: Context, data: JSON) -> None:
     await _expire(ctx, [offer for offer in live if offer.expires_at <= ctx.now])
     still_live = [offer for offer in live if offer.expires_at > ctx.now]
     if still_live:
-        await _wake_at(ctx, booking, min(offer.expires_at for offer in still_live).timestamp() - ctx.now.timestamp())
+        await searches.look_at(ctx, booking.id, min(offer.expires_at for offer in still_live))
         return
     await send_wave(ctx, booking)
 
@@ -50,12 +50,6 @@ async def advance(ctx: Context, data: JSON) -> None:
 def search_time(ctx: Context, during: Interval) -> datetime:
     """When the search for work far ahead begins: who is asked months before cannot know, and is not asked again."""
     return during.start - timedelta(seconds=ctx.policy.series_search_seconds)
-
-
-async def begin_at(ctx: Context, booking: Booking, due_at: datetime) -> None:
-    """Lets the search of a pending booking begin at this time, or at once when it has passed."""
-    due_at = max(due_at, ctx.now)
-    await ctx.uow.timers.set(f"dispatch:{booking.id}", due_at, "dispatch", {"booking_id": booking.id})
 
 
 async def send_wave(
@@ -80,7 +74,7 @@ async def send_wave(
     free = await slots.free_in_slot(ctx, candidates, during, by_plan=booking.kind is Kind.SCHEDULED)
     chosen = choose(booking, zone, free, ctx)
     if not chosen:
-        await _wake_at(ctx, booking, policy.empty_wave_retry_seconds)
+        await searches.look_at(ctx, booking.id, ctx.now + timedelta(seconds=policy.empty_wave_retry_seconds))
         return booking
     lives = policy.offer_scheduled_seconds if booking.kind is Kind.SCHEDULED else policy.offer_on_demand_seconds
     booking = replace(booking, wave=booking.wave + 1)
@@ -108,7 +102,7 @@ async def send_wave(
             offers.event(offer, "offer.made", ctx.now, offer=offers.view(offer, booking, zone.name, ctx.now))
         )
     await reaching.watch_offers(ctx, made)
-    await _wake_at(ctx, booking, lives)
+    await searches.look_at(ctx, booking.id, ctx.now + timedelta(seconds=lives))
     return booking
 
 
@@ -323,9 +317,7 @@ async def _call_for_rescue(ctx: Context, booking: Booking) -> Booking:
     booking = replace(booking, wave=RESCUE)
     await ctx.uow.bookings.save_wave(booking)
     moves.record(ctx, booking, "booking.rescue_needed", before=booking)
-    await ctx.uow.timers.cancel(f"dispatch:{booking.id}")
-    due_at = ctx.now + timedelta(seconds=ctx.policy.rescue_seconds)
-    await ctx.uow.timers.set(f"rescue:{booking.id}", due_at, "rescue", {"booking_id": booking.id})
+    await searches.call_until(ctx, booking.id, ctx.now + timedelta(seconds=ctx.policy.rescue_seconds))
     return booking
 
 
@@ -335,11 +327,6 @@ async def rescue_over(ctx: Context, data: JSON) -> None:
     if booking is None or booking.status is not Status.AWAITING_ASSIGNMENT:
         return
     await moves.move(ctx, booking, Status.UNFULFILLED, SYSTEM_PARTY, reason="no provider was found")
-
-
-async def _wake_at(ctx: Context, booking: Booking, in_seconds: float) -> None:
-    due_at = ctx.now + timedelta(seconds=in_seconds)
-    await ctx.uow.timers.set(f"dispatch:{booking.id}", due_at, "dispatch", {"booking_id": booking.id})
 
 
 def _payout(price: Money, commission_percent: int) -> Money:

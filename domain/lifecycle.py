@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from domain import availability, bookings, deadlines, dispatch, moves, slots
+from domain import availability, bookings, deadlines, dispatch, moves, searches, slots
 from domain.bookings import (
     Booking,
     BookingRef,
@@ -96,7 +96,7 @@ async def place_wish(ctx: Context, wish: Wish, *, search_at: datetime | None = N
         await ctx.uow.bookings.add(created)
         await ctx.uow.conversations.open(created.id)
         moves.record(ctx, created, "booking.created")
-        await dispatch.begin_at(ctx, created, search_at)
+        await searches.look_at(ctx, created.id, search_at)
         return created
     # Zone found, checks passed: the first step of the table follows at once, so the row is written after it.
     step = bookings.find_transition(created, Status.AWAITING_ASSIGNMENT, dispatch.SYSTEM_PARTY)
@@ -205,10 +205,10 @@ async def move_to(
     if booking.status is Status.AWAITING_ASSIGNMENT:
         # Whoever was asked, was asked for another time.
         await moves.withdraw(ctx, await ctx.uow.offers.live_of_booking(booking.id), "rescheduled")
-        await moves.stop_search(ctx, booking)
-        await ctx.uow.timers.set(f"dispatch:{booking.id}", ctx.now, "dispatch", {"booking_id": booking.id})
+        await searches.stop(ctx, booking.id)
+        await searches.look_at(ctx, booking.id, ctx.now)
     if booking.status is Status.PENDING:
-        await dispatch.begin_at(ctx, after, dispatch.search_time(ctx, slot))
+        await searches.look_at(ctx, booking.id, dispatch.search_time(ctx, slot))
     return after
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from domain import availability, bookings, deadlines, offers, slots, stalls
+from domain import availability, bookings, deadlines, offers, searches, slots, stalls
 from domain.bookings import OCCUPYING, Booking, Party, Status
 from domain.context import Context
 from domain.errors import InvalidParams, SlotTaken
@@ -46,7 +46,7 @@ async def move(
     await deadlines.tell(ctx, booking, after)
     await stalls.follow(ctx, booking, after)
     if booking.status in {Status.PENDING, Status.AWAITING_ASSIGNMENT} and target is not Status.AWAITING_ASSIGNMENT:
-        await stop_search(ctx, booking)
+        await searches.stop(ctx, booking.id)
         if target in {Status.CANCELLED, Status.UNFULFILLED}:
             await withdraw(ctx, await ctx.uow.offers.live_of_booking(booking.id), "cancelled")
     if target is Status.AWAITING_ASSIGNMENT and booking.provider_id is not None:
@@ -54,7 +54,7 @@ async def move(
         await ctx.uow.bookings.decline(booking.id, booking.provider_id)
         await withdraw(ctx, await ctx.uow.offers.accepted_of_booking(booking.id), "reassigned")
         ctx.uow.record(bookings.access_revoked(booking, booking.provider_id, ctx.now))
-        await ctx.uow.timers.set(f"dispatch:{booking.id}", ctx.now, "dispatch", {"booking_id": booking.id})
+        await searches.look_at(ctx, booking.id, ctx.now)
     if booking.provider_id is not None:
         await _provider_follows(ctx, booking.provider_id, booking, after)
     return after
@@ -72,7 +72,7 @@ async def assign(ctx: Context, booking: Booking, provider: Provider, parties: fr
     )
     after = deadlines.follow(booking, after, ctx.now)
     await ctx.uow.bookings.save(after)
-    await stop_search(ctx, booking)
+    await searches.stop(ctx, booking.id)
     record(ctx, after, row.event, before=booking)
     await deadlines.tell(ctx, booking, after)
     await availability.refresh(
@@ -81,12 +81,6 @@ async def assign(ctx: Context, booking: Booking, provider: Provider, parties: fr
     if after.slot is not None:
         await slots.tell(ctx, provider, "slot.booked", after.slot)
     return after
-
-
-async def stop_search(ctx: Context, booking: Booking) -> None:
-    """No more waves, no more calls for rescue."""
-    await ctx.uow.timers.cancel(f"dispatch:{booking.id}")
-    await ctx.uow.timers.cancel(f"rescue:{booking.id}")
 
 
 async def withdraw(ctx: Context, live: Sequence[Offer], reason: str) -> None:

@@ -316,7 +316,6 @@ async def note(ctx: Context, notification_id: str, medium: Medium, report: Repor
         return
     if report is None:
         if delivery.status is DeliveryStatus.WAITING:
-            # Past every bound long before the exponent is: what is tried for a day is tried some hundred times.
             longest = grown(FIRST_PAUSE_SECONDS, delivery.attempts, LONGEST_PAUSE_SECONDS)
             again_at = ctx.now + timedelta(seconds=random.uniform(longest / 2, longest))
             await ctx.uow.notifications.save_delivery(replace(delivery, due_at=again_at, reason="no_carrier"))

@@ -251,7 +251,6 @@ class Exporter:
                     self._metrics.failures.labels(self._target.name).inc()
                     if isinstance(error, Superseded):
                         self._forget()
-                    # Past every bound long before the exponent is: an outage may last for days.
                     longest = grown(0.2, failed_in_a_row, options.longest_pause_seconds / 10)
                     rest = random.uniform(longest / 2, longest)
                     failed_in_a_row += 1

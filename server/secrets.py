@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from domain.backoff import grown
 from domain.errors import FixnadoError
 from domain.flags import FlagDefinition, FlagName
 from server.health import Degraded
@@ -153,7 +154,7 @@ class SecretWatch:
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            seconds = min(self._every_seconds * 2**self._failures, max(LONGEST_PAUSE_SECONDS, self._every_seconds))
+            seconds = grown(self._every_seconds, self._failures, max(LONGEST_PAUSE_SECONDS, self._every_seconds))
             await pause(stop, seconds * random.uniform(0.8, 1.2))
             if not stop.is_set():
                 await self.look()
@@ -168,8 +169,7 @@ class SecretWatch:
                 log.info("secret_applied", version=secret.version)
         except (SecretUnreadable, SettingsError, FixnadoError) as error:
             self.trouble = str(error)
-            # 2 ** 10 times the interval is past every bound.
-            self._failures = min(self._failures + 1, 10)
+            self._failures += 1
             log.warning("secret_not_applied", why=self.trouble, failures=self._failures)
         else:
             self.trouble, self._failures = None, 0

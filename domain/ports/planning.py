@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from domain.calendar_sync import Source
     from domain.calendars import Calendar, CalendarException, Hold, Plan
     from domain.providers import Provider
-    from domain.series import Instance, Series
+    from domain.series_shapes import Instance, Series
     from domain.types import Interval
 
 

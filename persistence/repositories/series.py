@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 
 from domain.recurrence import recurrence_from, recurrence_view
-from domain.series import NOT_BEGUN, Instance, InstanceStatus, Series, SeriesStatus
+from domain.series_shapes import NOT_BEGUN, Instance, InstanceStatus, Series, SeriesStatus
 from domain.types import Point
 from persistence.repositories.audit import created, updated
 from persistence.tables import bookings

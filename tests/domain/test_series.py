@@ -14,7 +14,8 @@ from domain.bookings import Booking, Status
 from domain.context import Context
 from domain.errors import Conflict, Forbidden, IllegalTransition
 from domain.identity import Actor
-from domain.series import TooManySeries, make_instances
+from domain.series import make_instances
+from domain.series_shapes import TooManySeries
 from domain.types import JSON, wire_time
 from persistence import tables
 from tests.domain.marketplace import CENTRE, START, Firm, Marketplace, refusal, refused

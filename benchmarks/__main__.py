@@ -104,7 +104,7 @@ def bench(
         results.PICTURES.mkdir(exist_ok=True)
         for picture in pictures:
             (results.PICTURES / picture.file).write_text(svg(picture))
-        results.record(results.entry(figures, quick=quick, quiet_load=load))
+        results.record(results.entry(figures, whole=len(planned) == len(plan([])), quick=quick, quiet_load=load))
         console.print(f"Added to {results.RESULTS}", highlight=False)
 
 

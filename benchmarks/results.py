@@ -145,14 +145,17 @@ def show(console: Console, figures: Sequence[Figure]) -> None:
     console.print(table)
 
 
-def entry(figures: Sequence[Figure], *, quick: bool, quiet_load: float) -> str:
+def entry(figures: Sequence[Figure], *, whole: bool, quick: bool, quiet_load: float) -> str:
     """What goes to ``RESULTS.md``.
 
     Args:
+        whole: every work was asked for.
         quiet_load: the load average before the run: what else the machine was doing.
     """
     now = datetime.now(UTC)
-    kind = "quick run: rounds too short for a verdict, kept to show that the harness works" if quick else "full run"
+    kind = "full run" if whole else f"{', '.join(sorted({figure.work for figure in figures}))} alone"
+    if quick:
+        kind = "quick run: rounds too short for a verdict, kept to show that the harness works"
     lines = [
         f"## {now:%Y-%m-%d %H:%M} UTC, {kind}",
         "",

@@ -81,9 +81,11 @@ class _Server:
         await _end(self._tasks)
 
 
-AGAIN_SECONDS = 0.5
-MOST_TIMES = 10
-"""After so long a task that was told to end and has not is told again, and so many times."""
+AGAIN_SECONDS = 2.0
+MOST_TIMES = 4
+"""After so long a task that was told to end and has not is told again, and so many times. Longer than closing may take,
+which would be cut short by it and leave its socket behind.
+"""
 
 
 class RedisClient:

@@ -165,6 +165,9 @@ class LocalPost:
     def _write(letter: Letter, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = directory / f"{letter.kind.value}-{secrets.token_hex(8)}.txt"
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        # Whole or not at all: somebody waits for the name to appear, and reads.
+        aside = file.with_suffix(".part")
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
             out.write(f"To: {letter.to}\nSubject: {SUBJECTS[letter.kind]}\n\n{text_of(letter)}\n")
+        aside.rename(file)

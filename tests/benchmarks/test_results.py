@@ -83,13 +83,15 @@ def test_an_entry_is_a_table_with_a_row_for_each_figure() -> None:
         Figure("P1", "fan | out", "1/s", "≥ 2/s", False, {"picows": 0.5}, 0.9, ["a\nnote"]),
         Figure.missing("P7", "bookings", "≥ 1,000/s", "not here: no MySQL"),
     ]
-    text = entry(figures, quick=True, quiet_load=0.1)
+    text = entry(figures, whole=True, quick=True, quiet_load=0.1)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 4
     assert all(row.count("|") == rows[0].count("|") for row in rows)
     assert "90% (!)" in text
     assert "quick run" in text
     assert "not measured" in rows[3]
+    assert "UTC, full run\n" in entry(figures, whole=True, quick=False, quiet_load=0.1)
+    assert "UTC, P1, P7 alone\n" in entry(figures, whole=False, quick=False, quiet_load=0.1)
 
 
 def test_entries_are_added_at_the_end(tmp_path: Path) -> None:

@@ -88,7 +88,10 @@ def _fail(line: str) -> NoReturn:
 
 def _settings(**overrides: Any) -> Settings:
     environ = {name: value for name, value in os.environ.items() if name not in {NEW_USER_PASSWORD, WATCH_PASSWORD}}
-    return Settings.load(environ, overrides=overrides, secrets=read_settings)
+    settings = Settings.load(environ, overrides=overrides, secrets=read_settings)
+    # Standard output is for what a command answers; a server sets its own level later.
+    configure_logging(settings.log_format, "warning")
+    return settings
 
 
 cli.add_typer(key_commands(_settings, console), name="keys")
@@ -242,7 +245,6 @@ def enable(email: str) -> None:
 async def _with_credentials(work: Callable[[Credentials], Awaitable[None]]) -> None:
     settings = _settings()
     # What is done here is a security event; its line goes where the server's would.
-    configure_logging(settings.log_format, "warning")
     app = Application(settings)
     try:
         with database_explained(settings):

@@ -14,7 +14,6 @@ from persistence.resealing import reseal
 from server.app import Application
 from server.keys import rotate_signing_key
 from server.settings import Settings
-from server.telemetry import configure_logging
 
 
 def key_commands(settings: Callable[[], Settings], console: Console) -> typer.Typer:
@@ -57,7 +56,6 @@ def key_commands(settings: Callable[[], Settings], console: Console) -> typer.Ty
 
 
 async def _with_application(settings: Settings, work: Callable[[Application], Awaitable[None]]) -> None:
-    configure_logging(settings.log_format, "warning")
     app = Application(settings)
     try:
         await app.checks()["schema"]()

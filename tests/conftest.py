@@ -96,5 +96,5 @@ def kept_database(request: pytest.FixtureRequest) -> KeptDatabase:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two more workers than processors: the tests of servers and of the page spend half of their time waiting."""
-    return (os.cpu_count() or 1) + 2
+    """One more worker than processors: the tests of servers and of the page spend half of their time waiting."""
+    return (os.cpu_count() or 1) + 1

@@ -27,22 +27,25 @@ class Wire(Proxy):
     """Stands between two parties of any protocol; besides what :class:`Proxy` does it cuts MySQL's replies.
 
     Attributes:
-        cuts_commits: a COMMIT is passed on and its reply swallowed, then the connection is cut.
+        cuts_commit_of: when this text crossed a connection, its next COMMIT is passed on, but no reply comes back any
+            more, and the connection is cut. Empty: nothing is cut.
         commits_cut: how often that was done.
         loses_answers: what the target says is swallowed, what it is told is not.
     """
 
     def __init__(self, target_port: int) -> None:
         super().__init__(target_port)
-        self.cuts_commits = False
+        self.cuts_commit_of = b""
         self.commits_cut = 0
         self.loses_answers = False
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        marked = False
         while data := await reader.read(65_536):
             if self.swallowing:
                 continue
-            if self.cuts_commits and COMMIT in data:
+            marked = marked or bool(self.cuts_commit_of and self.cuts_commit_of in data)
+            if marked and self.cuts_commit_of and COMMIT in data:
                 # The server has it, and works on it; what it says is not waited for.
                 self.commits_cut += 1
                 writer.write(data)
@@ -54,7 +57,7 @@ class Wire(Proxy):
 
     async def _copy_answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
-            if self.swallowing or self.loses_answers or (self.cuts_commits and self.commits_cut):
+            if self.swallowing or self.loses_answers or (self.cuts_commit_of and self.commits_cut):
                 continue
             writer.write(data)
             await writer.drain()
@@ -160,7 +163,8 @@ class Cluster:
     def heal(self) -> None:
         """Undoes whatever an experiment did: everything runs and every wire is whole when this returns."""
         for wire in (self.to_redis, self.to_database):
-            wire.swallowing = wire.refusing = wire.cuts_commits = wire.loses_answers = False
+            wire.swallowing = wire.refusing = wire.loses_answers = False
+            wire.cuts_commit_of = b""
             wire.commits_cut = 0
         for service in (self.mariadb, self.redis):
             if service.is_running():

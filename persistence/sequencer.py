@@ -315,13 +315,23 @@ class Sequencer:
         batch.place(heads, self._epoch_of, self._encode, self._partition, cursor.sequence)
         if batch.entries:
             await connection.execute(_WRITE_HEADS[self._database.dialect], batch.head_rows())
-            await connection.execute(_WRITE_LOG, batch.log_rows())
+            await self._write_log(connection, batch)
             newest = batch.entries[-1].sequence
             await connection.execute(_MOVE_CURSOR, {"part": self._partition, "newest": newest, "token": token})
         if batch.parked:
             await connection.execute(_PARK, batch.parked)
         await _DELETE_TAKEN(connection, [row.id for row in rows])
         return len(rows), batch
+
+    @staticmethod
+    async def _write_log(connection: AsyncConnection, batch: Batch) -> None:
+        try:
+            await connection.execute(_WRITE_LOG, batch.log_rows())
+        except IntegrityError as error:
+            # A head that is not there cannot be locked: two partitions may begin the same channel at once.
+            if trouble_of(error) is Trouble.DUPLICATE:
+                raise RetryTransaction("another partition began the channel") from error
+            raise
 
     def _epoch_of(self, channel: str) -> str:
         return epoch_of(self._seed, channel)

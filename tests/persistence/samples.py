@@ -84,12 +84,13 @@ def sequencer(
     publish: Callable[[Sequence[Entry]], Awaitable[None]],
     holder: str = "node-1",
     partition: int = 0,
+    routing: Callable[[Event], Sequence[str]] = route,
     **options: Any,
 ) -> Sequencer:
     return Sequencer(
         database,
         holder,
-        route=route,
+        route=routing,
         encode=encode,
         publish=publish,
         partition=partition,

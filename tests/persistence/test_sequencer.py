@@ -341,6 +341,26 @@ async def test_partitions_share_channels_without_gaps(database: Database) -> Non
     assert sum(cursor.values()) == 2 * events
 
 
+async def test_partitions_may_begin_a_channel_at_once(database: Database) -> None:
+    """A channel's first entry has no row to lock; the one that comes too late begins its transaction again."""
+    partitions, rounds = 3, 15
+    sources = {partition_of(f"booking/b{n}", partitions): f"b{n}" for n in range(9)}
+    published = Published()
+    several = [
+        sequencer(database, published, partition=n, routing=lambda happened: (f"round:{happened.data['number']}",))
+        for n in range(partitions)
+    ]
+    for number in range(rounds):
+        await commit(database, *(event(source, number) for source in sources.values()), partitions=partitions)
+        assert await asyncio.gather(*(one.run_once() for one in several)) == [1, 1, 1]
+    channels = _by_channel(await _all(database))
+    assert {len(entries) for entries in channels.values()} == {partitions}
+    assert len(channels) == rounds
+    for entries in channels.values():
+        assert sorted(entry.offset or 0 for entry in entries) == [1, 2, 3]
+    assert all(one.counts.parked == 0 for one in several)
+
+
 async def test_sequencing_survives_a_database_that_comes_back(database: Database) -> None:
     published = Published()
     one = sequencer(database, published, poll_seconds=0.05)

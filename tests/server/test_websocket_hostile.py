@@ -338,6 +338,7 @@ async def test_a_body_that_drips_is_cut_off_and_one_that_ends_is_answered() -> N
         try:
             while not slow.reader.at_eof():
                 slow.writer.write(b" ")
+                await slow.writer.drain()  # a reset is told here, and is no end of file
                 await asyncio.sleep(0.02)
                 if asyncio.get_running_loop().time() - began > 3:
                     pytest.fail("the server still waits")

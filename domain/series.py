@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 
 from domain import availability, bookings, dispatch, lifecycle, moves, slots
 from domain.bookings import Booking, Kind, Party, Status
+from domain.calendars import Hold
 from domain.context import Context
 from domain.errors import Conflict, Forbidden, InvalidParams, OutsideZones, SlotClosed, SlotHeld, SlotTaken
 from domain.events import Audience, Event
@@ -69,14 +70,16 @@ async def list_own(ctx: Context, _: NoParams) -> JSON:
 
 
 async def create(ctx: Context, params: CreateSeries) -> JSON:
-    """A customer books the same job again and again. Instances follow at once, in the background.
+    """A customer books the same job again and again. Instances follow at once, in the background; a time that the
+    customer holds is booked here and now, so that the series begins with it or not at all.
 
     Raises:
-        InvalidParams: unknown service, or a rule that is none.
+        InvalidParams: unknown service or provider, a rule that is none, or a hold of another time.
         OutsideZones: no zone covers the place.
-        Forbidden: no such provider.
+        HoldExpired: the time is no longer held.
         TooManySeries: the customer has too many.
     """
+    held = None if params.hold_id is None else await slots.own_hold(ctx, params.hold_id)
     service = await ctx.uow.market.service(params.service_id)
     if service is None:
         raise InvalidParams.at("service_id", "there is no such service")
@@ -85,7 +88,10 @@ async def create(ctx: Context, params: CreateSeries) -> JSON:
     zone = await ctx.uow.market.zone_at(place)
     if zone is None:
         raise OutsideZones
-    if params.provider_id is not None and not await ctx.uow.calendars.offers(params.provider_id, service.id, zone.id):
+    provider_id = params.provider_id
+    if held is not None:
+        provider_id = _provider_of_hold(ctx, held, provider_id, (service.id, zone.id), recurrence)
+    if provider_id is not None and not await ctx.uow.calendars.offers(provider_id, service.id, zone.id):
         raise InvalidParams.at("provider_id", "there is no such provider for this service here")
     await _check_quota(ctx)
     series = Series(
@@ -95,14 +101,30 @@ async def create(ctx: Context, params: CreateSeries) -> JSON:
         customer_id=ctx.actor.user_id,
         service_id=service.id,
         zone_id=zone.id,
-        provider_id=params.provider_id,
+        provider_id=provider_id,
         location=place,
         address=params.location.address,
         notes=params.notes,
         recurrence=recurrence,
     )
     await _begin(ctx, series)
+    if held is not None:
+        booking = await lifecycle.place_wish(ctx, _wish(series, service, zone, held.during))
+        await _note_booked(ctx, series, held.during.start, booking)
+        await moves.assign(ctx, booking, await slots.redeem(ctx, held), frozenset({Party.PROVIDER}))
     return await _result(ctx, series)
+
+
+def _provider_of_hold(
+    ctx: Context, held: Hold, provider_id: str | None, wanted: tuple[str, str], recurrence: Recurrence
+) -> str:
+    if provider_id not in {None, held.provider_id}:
+        raise InvalidParams.at("provider_id", "is not the one whose time is held")
+    if (held.service_id, held.zone_id) != wanted:
+        raise InvalidParams.at("hold_id", "is for another service or zone")
+    if ctx.uow.recurrences.following(recurrence, ctx.now) != held.during:
+        raise InvalidParams.at("hold_id", "is not for the first time of the rule")
+    return held.provider_id
 
 
 async def edit(ctx: Context, params: EditSeries) -> JSON:
@@ -251,14 +273,11 @@ async def _make(ctx: Context, series: Series, service: Service, zone: Zone, time
             )
             _tell_of_instance(ctx, series, time.start, "series.instance_skipped", reason=error.type)
             return True
-    wish = lifecycle.Wish(
-        Kind.SCHEDULED, series.customer_id, service, zone, series.location, series.address, time, series.notes
-    )
     search_at = dispatch.search_time(ctx, time) if provider is None else ctx.now
     waits = search_at > ctx.now
+    wish = _wish(series, service, zone, time)
     booking = await lifecycle.place_wish(ctx, wish, search_at=search_at if waits else None)
-    await ctx.uow.series.put_instance(Instance(series.id, time.start, InstanceStatus.BOOKED, booking.id))
-    _tell_of_instance(ctx, series, time.start, "series.instance_created", booking_id=booking.id)
+    await _note_booked(ctx, series, time.start, booking)
     if provider is not None:
         await moves.assign(ctx, booking, provider, frozenset({Party.PROVIDER}))
     elif not waits:
@@ -267,6 +286,16 @@ async def _make(ctx: Context, series: Series, service: Service, zone: Zone, time
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _wish(series: Series, service: Service, zone: Zone, time: Interval) -> lifecycle.Wish:
+    place, address = series.location, series.address
+    return lifecycle.Wish(Kind.SCHEDULED, series.customer_id, service, zone, place, address, time, series.notes)
+
+
+async def _note_booked(ctx: Context, series: Series, recurrence_id: datetime, booking: Booking) -> None:
+    await ctx.uow.series.put_instance(Instance(series.id, recurrence_id, InstanceStatus.BOOKED, booking.id))
+    _tell_of_instance(ctx, series, recurrence_id, "series.instance_created", booking_id=booking.id)
 
 
 async def _begin(ctx: Context, series: Series) -> None:

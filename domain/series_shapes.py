@@ -99,12 +99,15 @@ ScopeParam = Annotated[Scope, Field(strict=False)]
 
 
 class CreateSeries(Params):
-    """The same job again and again; with ``provider_id``, always by this provider."""
+    """The same job again and again; with ``provider_id``, always by this provider. With ``hold_id`` the time held is
+    the first of it, booked at once, and all of it is done by the provider whose time it is.
+    """
 
     service_id: Id
     location: PlaceParams
     recurrence: RecurrenceParams
     provider_id: Id | None = None
+    hold_id: Id | None = None
     notes: Annotated[str, Field(max_length=2000)] | None = None
     key: Key
 

@@ -1,6 +1,6 @@
 import { h, icon, setText, show } from './dom.js';
 import { createMap } from './map.js';
-import { addDays, clockOf, dayMonth, localMoment, MINUTE, ownZone, weekday, weekdayLong } from './moments.js';
+import { clockOf, localMoment, MINUTE, ownZone, weekday, weekdayLong } from './moments.js';
 import { createSlotPicker } from './slot-picker.js';
 import { money, problem, workTime } from './words.js';
 
@@ -49,7 +49,11 @@ export function bookingForm({ client, onbooked, onseries }) {
   const repeat = h('input', { type: 'checkbox', 'data-testid': 'customer-repeat', onchange: renderChoice });
   const repeatLabel = h('span', {});
   const repeatRow = h('label', { class: 'check', hidden: true }, repeat, repeatLabel);
-  const repeatNote = h('p', { class: 'hint', role: 'status', 'data-testid': 'customer-repeat-note', hidden: true });
+  const repeatNote = h(
+    'p',
+    { class: 'hint', role: 'status', 'data-testid': 'customer-repeat-note', hidden: true },
+    'The same provider every week. A week that is not free is left out, and you are told.',
+  );
   const map = createMap({
     label: 'Place of the job. Click, or move the pin with the arrow keys.',
     width: 360,
@@ -143,9 +147,7 @@ export function bookingForm({ client, onbooked, onseries }) {
     const moment = chosenStart();
     show(repeatRow, moment !== null);
     if (moment) setText(repeatLabel, `Repeat every ${weekdayLong(moment)} at ${clockOf(moment)}`);
-    const next = moment && repeat.checked && !any ? addDays(moment, 7) : null;
-    show(repeatNote, next !== null);
-    if (next) setText(repeatNote, `The first visit is booked now; later ones follow weekly from ${weekday(next)} ${dayMonth(next)}.`);
+    show(repeatNote, moment !== null && repeat.checked && !any);
     renderButton();
   }
 
@@ -206,19 +208,18 @@ export function bookingForm({ client, onbooked, onseries }) {
     }
   }
 
-  /** The held time first: it is certain. What repeats begins a week later, with whoever has it. */
+  /** What is held becomes a booking, or the first of many: in one step, so that there is never only a part of it. */
   async function bookHold(wish, hold, again) {
+    if (again) {
+      const minutes = (Date.parse(hold.end) - Date.parse(hold.start)) / MINUTE;
+      const recurrence = weekly(new Date(hold.start), minutes);
+      const { series } = await client.call('series.create', { ...wish, recurrence, hold_id: hold.id });
+      picker.booked();
+      return onseries(series);
+    }
     const { booking } = await client.call('booking.create', { ...wish, kind: 'scheduled', hold_id: hold.id });
     picker.booked();
     onbooked(booking);
-    if (!again) return;
-    const minutes = (Date.parse(hold.end) - Date.parse(hold.start)) / MINUTE;
-    const recurrence = weekly(addDays(new Date(hold.start), 7), minutes);
-    try {
-      onseries((await client.call('series.create', { ...wish, recurrence, provider_id: hold.provider_id })).series);
-    } catch (failure) {
-      throw new Error(`The first is booked, but not that it repeats: ${problem(failure)}`);
-    }
   }
 
   return {

@@ -17,7 +17,7 @@ from domain.errors import FixnadoError
 from domain.identity import Actor
 from domain.types import Interval
 from persistence import tables
-from tests.domain.marketplace import START, Firm, Marketplace
+from tests.domain.marketplace import CENTRE, START, Firm, Marketplace
 from tests.domain.test_slots import NINE_TO_TWELVE, at, book_hold, hold, plan
 
 BUFFER = timedelta(minutes=15)
@@ -153,6 +153,25 @@ async def test_booking_and_running_out_at_once_leave_one_truth(market: Marketpla
     assert len(jobs) == (1 if isinstance(booked, dict) else 0)
     assert await market.count(tables.slot_holds) == 0
     assert {name for name in await market.timer_names() if name.startswith("hold")} == set()
+
+
+async def test_a_hold_becomes_a_booking_or_a_series_never_both(market: Marketplace) -> None:
+    firm = await market.firm()
+    await plan(market, firm, NINE_TO_TWELVE)
+    customer = await market.customer()
+    held = await hold(market, customer, 9)
+    rule = {"rrule": "FREQ=WEEKLY", "tzid": "UTC", "dtstart": held["start"][:16], "duration_minutes": 60}
+    wish = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": rule, "hold_id": held["id"]}
+    await market.warm()
+    outcomes = await asyncio.gather(
+        *(book_hold(market, customer, held) for _ in range(3)),
+        *(market.call(customer, "series.create", **wish) for _ in range(3)),
+        return_exceptions=True,
+    )
+    kinds = Counter(getattr(each, "type", "made") for each in outcomes)
+    assert kinds == {"made": 1, "hold_expired": 5}
+    assert len(await _confirmed(market)) == 1
+    assert await market.count(tables.series) == int(any(isinstance(each, dict) for each in outcomes[3:]))
 
 
 async def _confirmed(market: Marketplace) -> list[Any]:

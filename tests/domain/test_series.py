@@ -136,6 +136,51 @@ async def test_instances_without_a_provider_look_for_one_three_days_before(marke
     assert not [name for name in await market.timer_names() if name.startswith(("dispatch:", "series:"))]
 
 
+async def test_a_held_time_is_the_first_of_a_series_or_there_is_none(market: Marketplace) -> None:
+    firm, customer = await planned_firm(market), await market.customer()
+    wanted = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": TUESDAYS}
+    held = await hold_time(market, customer, tuesday(0))
+    made = await market.call(customer, "series.create", **wanted, hold_id=held["id"])
+    assert made["series"]["provider_id"] == firm.provider_id
+    (first,) = made["instances"]
+    assert (first["recurrence_id"], first["status"]) == (wire_time(tuesday(0)), "booked")
+    (job,) = await booked(market)
+    assert (job.id, job.status, job.provider_id) == (first["booking_id"], "scheduled", firm.provider_id)
+    assert [event.data["booking_id"] for event in await market.events("series.instance_created")] == [job.id]
+    assert await market.count(tables.slot_holds) == 0
+    await settle(market)
+    assert times(await booked(market)) == [tuesday(week) for week in range(8)], "the first is not made twice"
+    assert await refused(market.call(customer, "series.create", **wanted, hold_id=held["id"])) == "hold_expired"
+    assert await market.count(tables.series) == 1
+
+
+async def test_a_hold_of_something_else_begins_no_series(market: Marketplace) -> None:
+    firm, other, customer = await planned_firm(market), await planned_firm(market), await market.customer()
+    wanted = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": TUESDAYS}
+    held = await hold_time(market, customer, tuesday(1), provider_id=firm.provider_id)
+    params = wanted | {"hold_id": held["id"]}
+    error = await refusal(market.call(customer, "series.create", **params))
+    assert error.details["errors"][0]["where"] == "hold_id", "it is the second time of the rule"
+    later = params | {"recurrence": TUESDAYS | {"dtstart": "2026-12-08T10:00"}}
+    error = await refusal(market.call(customer, "series.create", **later, provider_id=other.provider_id))
+    assert error.details["errors"][0]["where"] == "provider_id"
+    await market.service("gardening")
+    error = await refusal(market.call(customer, "series.create", **later | {"service_id": "gardening"}))
+    assert error.details["errors"][0]["where"] == "hold_id"
+    longer = TUESDAYS | {"dtstart": "2026-12-08T10:00", "duration_minutes": 90}
+    assert await refused(market.call(customer, "series.create", **params | {"recurrence": longer})) == "invalid_params"
+    stranger = await market.customer()
+    assert await refused(market.call(stranger, "series.create", **later)) == "hold_expired"
+    assert await market.count(tables.series) == 0
+    assert await market.call(customer, "series.create", **later, provider_id=firm.provider_id)
+
+
+async def hold_time(market: Marketplace, customer: Actor, start: datetime, **params: Any) -> JSON:
+    wanted = {"service_id": "plumbing", "zone_id": "camden", "start": start.isoformat()}
+    held: JSON = (await market.call(customer, "slot.hold", **wanted | params))["hold"]
+    return held
+
+
 async def test_workers_at_once_and_again_make_each_instance_once(market: Marketplace) -> None:
     firm, customer = await planned_firm(market), await market.customer()
     wanted = {"service_id": "plumbing", "location": CENTRE.view(), "recurrence": TUESDAYS}

@@ -130,7 +130,9 @@ class RawSocket:
         return raw
 
     def send(self, data: bytes) -> None:
-        self.writer.write(data)
+        """Into the void when the connection is gone, which uvloop would call a programming error."""
+        if not self.writer.is_closing():
+            self.writer.write(data)
 
     def send_json(self, message: Any) -> None:
         self.send(client_frame(0x1, orjson.dumps(message)))

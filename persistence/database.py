@@ -30,7 +30,7 @@ import random
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -45,6 +45,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from sqlalchemy.sql import Select
 
 from domain.errors import Unavailable
+from persistence.deadline import Deadline
 from persistence.driver_errors import Trouble, trouble_of
 from persistence.sqlite_driver import SqliteConnection
 from persistence.tables import UtcDateTime
@@ -58,6 +59,9 @@ MAX_RETRIES = 3
 
 ROLLBACK_SECONDS = 2.0
 """Wait for a rollback; past it the connection is dropped, and the server rolls back by itself."""
+
+GOODBYE_SECONDS = 1.0
+"""Wait for a connection that is dropped to close in order; past it, it is torn down."""
 
 _RETRYABLE = frozenset({Trouble.DEADLOCK, Trouble.LOCK_TIMEOUT, Trouble.LOST})
 
@@ -184,7 +188,7 @@ class Database:
             Unavailable: it did not answer in time.
         """
         try:
-            async with asyncio.timeout(timeout_seconds):
+            async with Deadline(timeout_seconds):
                 await self._read_once(_ping, True)
         except (TimeoutError, DBAPIError, PoolTimeoutError, NotConnected) as error:
             raise Unavailable("The database does not answer.") from error
@@ -201,7 +205,7 @@ class Database:
             raise ValueError("only the user and the password can change while the process runs")
         probe = create_async_engine(fresh, connect_args=_mysql_arguments(self.options), poolclass=NullPool)
         try:
-            async with asyncio.timeout(self.options.transaction_timeout_seconds):
+            async with Deadline(self.options.transaction_timeout_seconds):
                 connection = await _connected(probe)
                 try:
                     await _ping(connection)
@@ -257,7 +261,7 @@ class Database:
             await connection.close()
 
     async def _persist(self, once: Callable[[Work[T], bool], Awaitable[T]], work: Work[T], urgent: bool) -> T:
-        bound = asyncio.timeout(self.options.transaction_timeout_seconds)
+        bound = Deadline(self.options.transaction_timeout_seconds)
         try:
             async with bound:
                 return await self._retry(once, work, urgent)
@@ -343,10 +347,13 @@ class Database:
         if connection.closed:
             return
         try:
-            async with asyncio.timeout(ROLLBACK_SECONDS):
+            async with Deadline(ROLLBACK_SECONDS):
                 await connection.rollback()
         except Exception:  # whatever it was, this connection's state is not known any more
-            await connection.invalidate()
+            with suppress(TimeoutError):
+                # The driver says goodbye first, behind whatever the server has not taken yet.
+                async with Deadline(GOODBYE_SECONDS):
+                    await connection.invalidate()
         await connection.close()
 
 

@@ -22,6 +22,8 @@ from typing import ClassVar, Self
 
 import asyncmy
 
+from tests.processes import spawn
+
 START_SECONDS = 60.0
 
 
@@ -84,12 +86,7 @@ class Server:
         """
         if self.is_running():
             raise RuntimeError(f"{self.name} already runs")
-        guard = shutil.which("setpriv")
-        prefix = [guard, "--pdeathsig", "KILL"] if guard else []
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*prefix, *self.command()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory
-            )
+        self._process = spawn(self.command(), self._log, self.directory)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.is_running():
             try:

@@ -2,7 +2,7 @@ import { distance } from './words.js';
 
 const METRES_PER_DEGREE = 111_320;
 /** A simulated drive takes this long, however far it is: long enough to watch, short enough to wait for. */
-const DRIVE_SECONDS = 24;
+const DRIVE_SECONDS = 12;
 /** The contract takes at most one fix a second; a little more keeps clear of the edge. */
 const FIX_EVERY_MS = 1200;
 const START_METRES_AWAY = 1800;

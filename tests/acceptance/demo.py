@@ -1,14 +1,11 @@
-"""A real server: ``python -m server demo`` in a process of its own, with its files in a directory of its own."""
+"""A real server: ``fixnado demo`` in a process of its own, with its files in a directory of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,9 +16,9 @@ from urllib.parse import urlsplit
 
 import asyncmy
 
+from tests.processes import ROOT, Running, launch, spawn
 from tests.services import free_port
 
-ROOT = Path(__file__).parents[2]
 START_SECONDS = 40.0
 
 
@@ -38,8 +35,8 @@ class Demo:
     Args:
         directory: working directory, database and log go there.
         command, arguments: of ``fixnado``.
-        program: what to start in place of this checkout's ``python -m server``.
-        packages: where the product is imported from, in place of this checkout.
+        program: what to start, such as ``python -m server``, in place of what :func:`tests.processes.launch` does.
+        packages: where that imports the product from, in place of this checkout.
         settings: by field name; the database is a SQLite file in the directory unless they say otherwise.
     """
 
@@ -49,7 +46,7 @@ class Demo:
         arguments: tuple[str, ...] = (),
         *,
         command: str = "demo",
-        program: tuple[str, ...] = (sys.executable, "-m", "server"),
+        program: tuple[str, ...] = (),
         packages: Path = ROOT,
         **settings: Any,
     ) -> None:
@@ -66,9 +63,10 @@ class Demo:
             "commands_burst": 10_000,
             "max_sockets_per_user": 100,
         } | settings
-        self._arguments = (*program, command, *arguments)
+        self._arguments = [command, *arguments, "--port", str(self.port)]
+        self._program = program
         self._packages = packages
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Running | None = None
 
     @property
     def log(self) -> Path:
@@ -93,17 +91,7 @@ class Demo:
             RuntimeError: it ended, or was not ready in time; the end of its output is in the message.
         """
         assert not self.is_running()
-        guard = shutil.which("setpriv")
-        prefix = [guard, "--pdeathsig", "KILL"] if guard else []
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*prefix, *self._arguments, "--port", str(self.port)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.directory,
-                env=environment(**self.settings) | {"PYTHONPATH": str(self._packages)},
-            )
+        self._process = self._started()
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.is_running():
             if self.is_ready(page):
@@ -112,6 +100,12 @@ class Demo:
         state = "was not ready in time" if self.is_running() else "ended at start"
         self.kill()
         raise RuntimeError(f"the demo {state}:\n{self.output()[-3000:]}")
+
+    def _started(self) -> Running:
+        settings = environment(**self.settings) | {"PYTHONPATH": str(self._packages)}
+        if not self._program:
+            return launch(self._arguments, self.log, self.directory, settings)
+        return spawn([*self._program, *self._arguments], self.log, self.directory, settings)
 
     def is_ready(self, page: str = "/health/ready") -> bool:
         try:

@@ -16,9 +16,10 @@ import asyncmy
 import pytest
 
 from tests.acceptance.client import CAMDEN, JSON, PASSWORD, Rest, new_key, signed_in
-from tests.acceptance.demo import ROOT, Demo, environment
+from tests.acceptance.demo import Demo, environment
 from tests.acceptance.town import Town
 from tests.certificates import SecuredMariaDB, make_certificates
+from tests.processes import ROOT
 from tests.redis_topologies import ENCODED_PASSWORD, ReplicaServer, SecuredRedis, say
 from tests.services import MariaDB, RedisServer, free_port
 

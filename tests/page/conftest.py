@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ from playwright.async_api import Browser, async_playwright
 from tests.acceptance.client import ADMIN, Rest
 from tests.acceptance.town import end_all_bookings
 from tests.page.three_people import ThreePeople
+from tests.processes import Running, launch
 from tests.services import ServiceMissing, free_port
 
 START_SECONDS = 40.0
@@ -31,24 +31,24 @@ class FixnadoServer:
     def __init__(self, directory: Path, command: str, settings: dict[str, str]) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
+        self._directory = directory
         self._log = directory / "server.log"
-        self._command = [sys.executable, "-m", "server", command, "--port", str(self.port)]
+        self._arguments = [command, "--port", str(self.port)]
         self._environment = {
             **os.environ,
             "FIXNADO_DATABASE_URL": f"sqlite+aiosqlite:///{directory / 'page.db'}",
             "FIXNADO_DRAIN_SECONDS": "0.2",
             **settings,
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Running | None = None
 
     def start(self) -> Self:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
+        self._process = launch(self._arguments, self._log, self._directory, self._environment)
         give_up_at = time.monotonic() + START_SECONDS
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > give_up_at:
                 raise AssertionError(f"the server did not start:\n{self._log.read_text()[-4000:]}")
-            time.sleep(0.1)
+            time.sleep(0.05)
         return self
 
     def kill(self) -> None:

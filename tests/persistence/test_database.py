@@ -7,6 +7,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -307,6 +308,29 @@ async def test_a_second_cancellation_does_not_stop_the_rollback(database: Databa
     await _two_rows(database)
     assert await database.read(_count) == 2
     assert database.in_use == 0
+
+
+async def test_work_that_goes_on_waiting_after_its_deadline_is_ended(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a driver would that overhears the deadline while it connects, at a server that is frozen."""
+    monkeypatch.setattr("persistence.deadline.AGAIN_SECONDS", 0.1)
+    brief = Database(database.url, DatabaseOptions(tls="off", transaction_timeout_seconds=0.1))
+
+    async def work(connection: AsyncConnection) -> None:
+        await _count(connection)
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        await asyncio.sleep(3600)
+
+    async with asyncio.timeout(10):
+        for transaction in (brief.write, brief.read):
+            with pytest.raises(Unavailable):
+                await transaction(work)
+    assert brief.in_use == 0
+    await _two_rows(brief)
+    assert await brief.read(_count) == 2
+    await brief.close()
 
 
 async def test_a_cancellation_that_somebody_below_swallows_is_heeded_all_the_same(database: Database) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 
-from tests.acceptance.demo import ROOT
+from tests.processes import ROOT
 
 
 def test_every_statement_has_tests_that_are_there() -> None:

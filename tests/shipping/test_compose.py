@@ -21,8 +21,8 @@ from sqlalchemy.engine import make_url
 
 from persistence.database import Database, DatabaseOptions
 from server.settings import Settings
-from tests.acceptance.demo import ROOT
 from tests.certificates import SecuredMariaDB
+from tests.processes import ROOT
 
 EXAMPLE = ROOT / "deploy" / "compose.env.example"
 MASTER_KEY = "FIXNADO_MASTER_KEY"

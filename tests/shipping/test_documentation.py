@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from server.cli import cli
-from tests.acceptance.demo import ROOT
+from tests.processes import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "clients" / "javascript" / "README.md"]
 

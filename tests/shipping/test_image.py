@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from server.settings import Settings
-from tests.acceptance.demo import ROOT, Demo
+from tests.acceptance.demo import Demo
 from tests.acceptance.test_production import metrics
+from tests.processes import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 STAGES = [part.strip() for part in re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)][1:]

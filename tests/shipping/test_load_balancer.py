@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.client import CUSTOMER, Rest, signed_in
-from tests.acceptance.demo import ROOT, Demo
+from tests.acceptance.demo import Demo
+from tests.processes import ROOT
 from tests.services import MariaDB, RedisServer, Server, program
 
 CONFIGURATION = (ROOT / "deploy" / "haproxy.cfg").read_text()

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.client import CUSTOMER, Rest, signed_in
-from tests.acceptance.demo import ROOT, Demo, environment
+from tests.acceptance.demo import Demo, environment
+from tests.processes import PROGRAM, ROOT
 
 BUILD = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
 
@@ -47,7 +48,7 @@ async def test_it_serves_the_page_the_client_and_the_job_without_the_checkout(wh
     )
     found, _ = await process.communicate()
     assert found.decode().split() == [str(installed / "server" / "http.py"), str(installed / "server" / "client")]
-    with Demo(tmp_path, packages=installed) as demo:
+    with Demo(tmp_path, program=PROGRAM, packages=installed) as demo:
         async with Rest(demo.base) as rest:
             for path in ("/", "/console/app.js", "/client/index.js", "/openapi/fixnado.v1.json"):
                 answer = await rest.get(path)

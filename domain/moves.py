@@ -50,13 +50,16 @@ async def move(
         if target in {Status.CANCELLED, Status.UNFULFILLED}:
             await withdraw(ctx, await ctx.uow.offers.live_of_booking(booking.id), "cancelled")
     if target is Status.AWAITING_ASSIGNMENT and booking.provider_id is not None:
-        # Whoever gave it back, or was taken off it, is not asked again; dispatch starts over at once.
-        await ctx.uow.bookings.decline(booking.id, booking.provider_id)
+        # Dispatch starts over at once.
         await withdraw(ctx, await ctx.uow.offers.accepted_of_booking(booking.id), "reassigned")
         ctx.uow.record(bookings.access_revoked(booking, booking.provider_id, ctx.now))
         await searches.look_at(ctx, booking.id, ctx.now)
     if booking.provider_id is not None:
         await _provider_follows(ctx, booking.provider_id, booking, after)
+        if target is Status.AWAITING_ASSIGNMENT:
+            # Whoever gave it back, or was taken off it, is not asked again. Written once the provider's row is locked:
+            # a foreign key shares its lock, and two that share it could not both go on to lock it.
+            await ctx.uow.bookings.decline(booking.id, booking.provider_id)
     return after
 
 

@@ -417,6 +417,11 @@ async def test_instance_moved_to_a_later_day_is_part_of_all(market: Marketplace,
 
 
 async def test_calling_a_series_off_and_giving_its_jobs_back_do_not_wait_for_each_other(market: Marketplace) -> None:
+    assert [await _call_off_and_give_back(market) for _ in range(3)] == [0, 0, 0]
+
+
+async def _call_off_and_give_back(market: Marketplace) -> int:
+    """How many transactions had to be tried again."""
     firm, customer = await planned_firm(market), await market.customer()
     series = await begin(market, customer, TUESDAYS | {"rrule": "FREQ=DAILY"}, provider_id=firm.provider_id)
     jobs = [job.id for job in await booked(market)]
@@ -432,8 +437,8 @@ async def test_calling_a_series_off_and_giving_its_jobs_back_do_not_wait_for_eac
 
     cancelled = market.call(customer, "series.cancel", series_id=series["id"], scope="all")
     await asyncio.gather(cancelled, *(give_back(jobs[first::-2]) for first in (-1, -2)))
-    assert not market.database.retries
     assert await booked(market) == []
+    return market.database.retries.total()
 
 
 async def test_series_of_somebody_who_is_out_rests(market: Marketplace) -> None:

@@ -142,6 +142,7 @@ async def test_experiment_16_timers_across_a_crash_fire_once(town: Cluster, repo
         stood = dict(provider.positions)
         for node in town.nodes:
             node.kill()
+    await asyncio.sleep(2)  # the offer's life, and the better part of the dead sequencer's lease
     await town.start(*town.nodes)
     ready_at = time.time()
     async with signed_in(base, PROVIDERS[0], resume=stood) as provider, signed_in(base, ADMIN) as admin:

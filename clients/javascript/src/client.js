@@ -8,6 +8,7 @@ import { Emitter } from './emitter.js';
 import { EventStream } from './event-stream.js';
 import { CallTimeout, ConnectionLost, FixnadoError, needsSignIn, RemoteError, Stopped } from './errors.js';
 import { Fallback } from './fallback.js';
+import { settled } from './options.js';
 import { Outbox } from './outbox.js';
 import { platformWith } from './platform.js';
 import { Renewal } from './renewal.js';
@@ -20,23 +21,9 @@ import { Timers } from './timers.js';
  * @typedef {import('./types.js').SessionInfo} SessionInfo
  * @typedef {import('./types.js').Subscription} Subscription
  * @typedef {import('./types.js').Position} Position
- *
- * @typedef {object} ClientOptions
- * @property {string} [url] Of the socket, `wss://…/socket`; default: on the page's own server.
- * @property {{ accessToken(request: import('./types.js').TokenRequest): Promise<string> }} [auth] An `Auth`, usually.
- * @property {import('./types.js').GetToken} [getToken] In place of `auth`.
- * @property {string} [name] Name and version of the application, for the server's records.
- * @property {number} [callTimeoutMs] Time a command may take, reconnects included. Default 30 s.
- * @property {number} [connectTimeoutMs] Time from opening a socket to an open session. Default 10 s.
- * @property {number} [latencyIntervalMs] Time between measurements. Default 25 s.
- * @property {import('./fallback.js').Transport[]} [transports] Those that may be used. Default: both; `sse`, a stream over
- *   plain HTTP, while no socket gets through.
- * @property {number} [socketProbeMs] Pause between looks for a socket while there is a stream; it grows. Default 60 s.
- * @property {(error: unknown) => void} [onListenerError] Default: the console.
- * @property {Partial<import('./platform.js').Platform>} [platform]
+ * @typedef {import('./options.js').ClientOptions} ClientOptions
  */
 
-const VERSION = '0.1.0';
 /** A close that explains a refused session follows on its heels. */
 const VERDICT_MS = 1000;
 /** JSON-RPC error code of the contract. */
@@ -70,11 +57,7 @@ const DRAIN_SLACK_MS = 1000;
 export class RealtimeClient extends Emitter {
   /** @type {import('./platform.js').Platform} */
   #platform;
-  /** @type {import('./types.js').GetToken} */
-  #getToken;
-  /** @type {(error: unknown) => void} */
-  #report;
-  /** @type {Required<Pick<ClientOptions, 'url' | 'name' | 'callTimeoutMs' | 'connectTimeoutMs' | 'latencyIntervalMs'>>} */
+  /** @type {import('./options.js').Settled} */
   #options;
   /** @type {State} */
   #state = 'offline';
@@ -121,23 +104,13 @@ export class RealtimeClient extends Emitter {
   /** @param {ClientOptions} options */
   constructor(options) {
     super(options.onListenerError);
-    const { auth, getToken } = options;
-    if (!auth && !getToken) throw new TypeError('RealtimeClient needs auth or getToken');
-    this.#getToken = getToken ?? ((request) => /** @type {NonNullable<typeof auth>} */ (auth).accessToken(request));
+    this.#options = settled(options);
     this.#platform = platformWith(options.platform);
-    this.#report = options.onListenerError ?? ((/** @type {unknown} */ error) => console.error(error));
-    this.#options = {
-      url: options.url ?? ownSocket(),
-      name: options.name ?? `fixnado-js/${VERSION}`,
-      callTimeoutMs: options.callTimeoutMs ?? 30_000,
-      connectTimeoutMs: options.connectTimeoutMs ?? 10_000,
-      latencyIntervalMs: options.latencyIntervalMs ?? 25_000,
-    };
     this.#backoff = new Backoff(this.#platform.random);
-    const { transports = ['socket', 'sse'], socketProbeMs = 60_000 } = options;
+    const { transports, socketProbeMs } = this.#options;
     this.#fallback = new Fallback(transports, socketProbeMs, this.#platform.random);
     this.#transport = this.#fallback.next();
-    this.#renewal = new Renewal(this.#platform, this.#getToken);
+    this.#renewal = new Renewal(this.#platform, this.#options.getToken);
     this.#timers = new Timers(this.#platform);
     this.#outbox = new Outbox(this.#platform);
     this.#acks = new Acks(this.#platform, (offsets) => this.#sendAck(offsets));
@@ -242,7 +215,7 @@ export class RealtimeClient extends Emitter {
         wanted: (wanted) => this.#subscribe(wanted, () => undefined),
         unwanted: (unwanted) => this.#unsubscribe(unwanted),
         handled: (of, offset, urgent) => this.#acks.note(of, offset, urgent),
-        report: this.#report,
+        report: this.#options.onListenerError,
       });
       this.#channels.set(name, channel);
     }
@@ -260,7 +233,7 @@ export class RealtimeClient extends Emitter {
     this.#enter('connecting');
     this.#timers.after('connect', this.#options.connectTimeoutMs, () => this.#failed());
     try {
-      const token = await this.#getToken(this.#rejectedToken ? { rejected: this.#rejectedToken } : {});
+      const token = await this.#options.getToken(this.#rejectedToken ? { rejected: this.#rejectedToken } : {});
       if (attempt !== this.#attempt) return;
       this.#token = token;
       this.#transport = this.#fallback.next();
@@ -608,10 +581,4 @@ export class RealtimeClient extends Emitter {
     this.#state = state;
     this.emit('state', { state, previous, ...details });
   }
-}
-
-/** @returns {string} The socket of the server that the page came from. */
-function ownSocket() {
-  const { protocol, host } = globalThis.location;
-  return `${protocol === 'https:' ? 'wss:' : 'ws:'}//${host}/socket`;
 }

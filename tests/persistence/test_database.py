@@ -333,6 +333,29 @@ async def test_work_that_goes_on_waiting_after_its_deadline_is_ended(
     await brief.close()
 
 
+async def test_a_dropped_connection_that_cannot_say_goodbye_holds_nobody_up(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(_: AsyncConnection) -> None:
+        raise OSError("the rollback did not get through")
+
+    async def hangs(_: AsyncConnection) -> None:
+        await asyncio.sleep(3600)
+
+    async def work(connection: AsyncConnection) -> None:
+        await _count(connection)
+        raise ValueError("own")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("persistence.database.GOODBYE_SECONDS", 0.05)
+        broken.setattr(AsyncConnection, "rollback", fails)
+        broken.setattr(AsyncConnection, "invalidate", hangs)
+        async with asyncio.timeout(10):
+            with pytest.raises(ValueError, match="own"):
+                await database.read(work)
+    assert database.in_use == 0
+
+
 async def test_a_cancellation_that_somebody_below_swallows_is_heeded_all_the_same(database: Database) -> None:
     """As asyncio.wait_for does, up to Python 3.11, when what it waits for is done at the same moment."""
     inside = asyncio.Event()

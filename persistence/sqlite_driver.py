@@ -9,12 +9,16 @@ reads before it writes could see a newer writer and fail with SQLITE_BUSY_SNAPSH
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import aiosqlite
 
 R = TypeVar("R")
+
+AGAIN_SECONDS = 0.01
+"""Between looks at a lock that SQLite does not wait for itself."""
 
 
 class SqliteConnection(aiosqlite.Connection):
@@ -31,8 +35,9 @@ class SqliteConnection(aiosqlite.Connection):
         def connect() -> sqlite3.Connection:
             connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, cached_statements=512)
             try:
+                give_up_at = time.monotonic() + busy_seconds
                 for pragma in pragmas:
-                    connection.execute(pragma).close()
+                    _set_up(connection, pragma, give_up_at)
             except BaseException:
                 connection.close()
                 raise
@@ -57,6 +62,21 @@ class SqliteConnection(aiosqlite.Connection):
         """Run a call with the raw connection, in the connection's thread."""
         result: R = await self._execute(lambda: call(self._conn))  # type: ignore[no-untyped-call]
         return result
+
+
+def _set_up(connection: sqlite3.Connection, pragma: str, give_up_at: float) -> None:
+    """SQLite does not wait for the lock that a new file's change to WAL takes: of processes that start at once, each
+    but one would fail.
+    """
+    while True:
+        try:
+            connection.execute(pragma).close()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up_at:
+                raise
+            time.sleep(AGAIN_SECONDS)
+        else:
+            return
 
 
 class SqliteCursor:

@@ -3,6 +3,8 @@
 BIN := .venv/bin
 # ARGS go to the command behind a target: make run ARGS="--port 9000", make test ARGS="tests/domain -x"
 ARGS ?=
+# What the package in .venv is built from, beside what it finds where it is.
+BUILD := pyproject.toml hatch_build.py server/fanout.c .ci/venv
 # Compiled modules are kept wherever this is started from: what is imported again and again is not compiled again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -30,8 +32,8 @@ specs: .venv/.dev-stamp ## write openapi/ and asyncapi/ from the catalogue
 lock: .venv/.dev-stamp ## resolve the dependencies anew and pin them with hashes
 	@.ci/lock $(ARGS)
 
-.venv/.run-stamp: requirements.lock pyproject.toml .ci/venv
+.venv/.run-stamp: requirements.lock $(BUILD)
 	@.ci/venv $< $@
 
-.venv/.dev-stamp: requirements-dev.lock requirements.lock pyproject.toml .ci/venv
+.venv/.dev-stamp: requirements-dev.lock requirements.lock $(BUILD)
 	@.ci/venv $< $@ && touch .venv/.run-stamp

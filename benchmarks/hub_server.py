@@ -36,6 +36,7 @@ from domain.events import Event, EventClass
 from domain.identity import Actor, Role
 from domain.log import Entry, Head
 from domain.types import JSON, Origin, new_id
+from server import fanout
 from server.clock import SystemClock
 from server.door import Door, DoorPolicy
 from server.live import LiveMetrics
@@ -178,6 +179,7 @@ async def main() -> None:
         Ports(heads, broker, everybody, everybody, everybody, everybody, everybody, everybody, clock),
         LIMITS,
         metrics=LiveMetrics(Metrics(methods=COMMANDS, close_codes=list(CloseCode))),
+        write_each=fanout.load(),
     )
     policy = DoorPolicy(max_sockets=100_000, max_sockets_per_address=100_000)
     app = WithSocket(Starlette(), SocketEndpoint(realtime, Door(policy, lambda: False)))

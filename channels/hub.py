@@ -10,7 +10,9 @@ Invariants:
 * entries of the ``control`` channel take effect before anything accepted after them is delivered. While the control
   channel itself has a gap, everything else is held back until it is healed;
 * no write waits, and no subscriber's trouble reaches another: a congested one is asked per frame
-  (:meth:`Subscriber.offer`).
+  (:meth:`Subscriber.offer`);
+* a descriptor is written to only while nothing is buffered for it, so bytes cannot overtake others, and only while its
+  subscriber listens here, which ends before its connection is closed: the number may be somebody else's then.
 
 How a subscription starts (see :mod:`channels.subscriptions`): :meth:`Hub.join` registers the subscriber as *catching
 up*, which buffers what is accepted from then on; the caller reads the log; :meth:`Hub.go_live` ends it at the offset
@@ -34,7 +36,7 @@ from channels.held_channel import Catchup, HeldChannel
 from channels.limits import Limits
 from channels.listening import Listening
 from channels.lookups import Batch
-from channels.ports import Metrics, NoMetrics
+from channels.ports import Metrics, NoMetrics, WriteEach, write_to_none
 from channels.protocol import CloseCode, text_frame
 from channels.roster import Roster, Subscriber
 from channels.topics import CONTROL
@@ -44,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 TURN_ENTRIES = 1000
 """Entries joined at most; a longer turn is written in several parts."""
+
+MANY_SUBSCRIBERS = 16
+"""From so many on, the bytes are offered to their descriptors first; gathering fewer costs more than it saves."""
 
 HELD_ENTRIES = 10_000
 """Entries held back while the control channel heals; what is beyond heals by itself later."""
@@ -57,11 +62,19 @@ class Hub:
         heads: reads heads of channels; questions of the same moment share a query.
     """
 
-    def __init__(self, log: EventLog, broker: Broker, limits: Limits, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        broker: Broker,
+        limits: Limits,
+        metrics: Metrics | None = None,
+        write_each: WriteEach = write_to_none,
+    ) -> None:
         self._log = log
         self._broker = broker
         self._limits = limits
         self._metrics: Metrics = metrics or NoMetrics()
+        self._write_each = write_each
         self._channels: dict[str, HeldChannel] = {}
         self._turn: list[tuple[HeldChannel, Entry]] = []
         self._held: deque[Entry] | None = None
@@ -222,22 +235,28 @@ class Hub:
         self._metrics.written(turn[0][1])
 
     def _deliver(self, subscribers: Collection[Subscriber], entries: Sequence[Entry]) -> None:
-        """One write of the same bytes to each. This loop is the fan-out: nothing in it may cost."""
+        """One write of the same bytes to each. What is done here for each of them must not cost."""
         data = text_frame(entries[0].frame) if len(entries) == 1 else b"".join([text_frame(e.frame) for e in entries])
-        aside: list[Subscriber] = []
-        for subscriber in subscribers:
+        # Lists, because what is done below may close a session and so change the set.
+        if len(subscribers) < MANY_SUBSCRIBERS:
+            left = [(subscriber, data) for subscriber in subscribers]
+        elif short := self._write_each([subscriber.fd for subscriber in subscribers], data):
+            places = enumerate(subscribers)
+            left = [(subscriber, data[short[place] :]) for place, subscriber in places if place in short]
+        else:
+            left = []
+        offered = 0
+        for subscriber, rest in left:
             if subscriber.congested:
-                aside.append(subscriber)
+                subscriber.offer(entries)
+                offered += 1
                 continue
             try:
-                subscriber.write(data)
+                subscriber.write(rest)
             except Exception:
                 # A transport that died in this very turn; its owner hears of it from the loop.
                 logger.debug("a write failed", exc_info=True)
-        self._metrics.delivered((len(subscribers) - len(aside)) * len(entries))
-        # After the loop, because offering may close a session and so change the set.
-        for subscriber in aside:
-            subscriber.offer(entries)
+        self._metrics.delivered((len(subscribers) - offered) * len(entries))
 
     # Subscribers come and go
 

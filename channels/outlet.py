@@ -26,11 +26,13 @@ class Outlet:
     """The sending half of a session. A base class and no part, because every idle session pays for each object.
 
     Attributes:
-        write: the transport's own, so that a delivery is one call; after the end it does nothing.
-        congested: whether frames have to be offered instead of written.
+        write: the transport's own; after the end it does nothing.
+        congested: whether frames have to be offered instead of written: the kernel does not take all of them.
+        fd: where the hub writes by itself, so that a delivery is one call; -1 while it must not: congested, closed, or
+            the transport has none.
     """
 
-    __slots__ = ("_held", "_max_buffered_bytes", "_metrics", "_transport", "closed", "congested", "write")
+    __slots__ = ("_held", "_max_buffered_bytes", "_metrics", "_transport", "closed", "congested", "fd", "write")
 
     def __init__(self, transport: Transport, metrics: Metrics, max_buffered_bytes: int) -> None:
         self._transport = transport
@@ -38,6 +40,7 @@ class Outlet:
         self._max_buffered_bytes = max_buffered_bytes
         self._held: dict[tuple[str, str], Entry] | None = None
         self.write: Callable[[bytes], None] = transport.write
+        self.fd = transport.fd
         self.closed = False
         self.congested = False
 
@@ -84,10 +87,12 @@ class Outlet:
     def paused(self) -> None:
         """The transport's buffer is filling."""
         self.congested = True
+        self.fd = -1
 
     def resumed(self) -> None:
         """The transport's buffer has drained."""
         self.congested = False
+        self.fd = -1 if self.closed else self._transport.fd
         frames = self._release_held()
         self._held = None
         if frames and not self.closed:
@@ -107,6 +112,7 @@ class Outlet:
     def _silence(self) -> None:
         """Nothing leaves from here on."""
         self.closed = True
+        self.fd = -1
         self.write = _discard
         self._held = None
 

@@ -6,7 +6,7 @@ its own timeouts say. A call past its bound is cancelled, and the client is told
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -96,6 +96,12 @@ class Transport(Protocol):
         buffered without bound.
         """
 
+    @property
+    def fd(self) -> int:
+        """The file descriptor where the same bytes may go without :attr:`write`, as long as nothing is buffered: what
+        the kernel does not take of them goes to :attr:`write`. -1 when there is none.
+        """
+
     def beat(self) -> bool:
         """Send a heartbeat. Returns whether the peer is known to be there already; otherwise it has to answer."""
 
@@ -107,6 +113,17 @@ class Transport(Protocol):
 
     def abort(self) -> None:
         """End the connection now; what is buffered is lost."""
+
+
+WriteEach = Callable[[Sequence[int], bytes], Mapping[int, int]]
+"""Offers the same bytes to each of these file descriptors (-1: none), without waiting. Returns the places of those that
+did not take all of them, and how many bytes each took: 0 when it is full or its peer is gone.
+"""
+
+
+def write_to_none(fds: Sequence[int], _data: bytes) -> Mapping[int, int]:
+    """A :data:`WriteEach` that takes nothing."""
+    return dict.fromkeys(range(len(fds)), 0)
 
 
 class Metrics(Protocol):

@@ -27,6 +27,8 @@ from channels.ports import (
     Snapshots,
     Trace,
     Transport,
+    WriteEach,
+    write_to_none,
 )
 from channels.presence import NodePresence, Presence
 from channels.protocol import CloseCode
@@ -75,11 +77,12 @@ class Realtime:
         metrics: Metrics | None = None,
         presence: Presence | None = None,
         buckets: TokenBuckets | None = None,
+        write_each: WriteEach = write_to_none,
         trace: Trace = untraced,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         metrics = metrics or NoMetrics()
-        self.hub = Hub(ports.log, ports.broker, limits, metrics)
+        self.hub = Hub(ports.log, ports.broker, limits, metrics, write_each)
         self.announcer = Announcer(ports.broker, ports.clock, limits, metrics)
         self.presence: Presence = presence or NodePresence(self.hub)
         self.draining = False

@@ -23,6 +23,7 @@ class Subscriber(Protocol):
     """What the hub knows of a session."""
 
     write: Callable[[bytes], None]
+    fd: int
     congested: bool
     closed: bool
 

@@ -58,7 +58,7 @@ from persistence.repositories import SqlUnitOfWork, Units
 from persistence.sequencer import Sequencer
 from persistence.unit_of_work import Transactions
 from persistence.vault import DatabaseVault
-from server import specs
+from server import fanout, specs
 from server.aws import Aws, AwsOptions
 from server.calendar_feed import CalendarFeeds
 from server.calendar_fetch import CalendarFetcher, CalendarSync
@@ -284,6 +284,7 @@ class Application:
             limits,
             metrics=LiveMetrics(self.metrics),
             presence=self.presence,
+            write_each=fanout.load(),
             buckets=self.buckets,
             trace=trace,
         )

@@ -52,6 +52,7 @@ class EventStream:
     Before the response has begun, what is written is kept; the session bounds how much that may be.
 
     Attributes:
+        fd: none, because frames do not leave as they are.
         closed_with: why this side ended it, if it did.
         over: set when there is nothing more to stream.
     """
@@ -65,6 +66,7 @@ class EventStream:
         self._taken_bytes = 0
         self.closed_with: CloseCode | None = None
         self.over = asyncio.Event()
+        self.fd = -1
         self._connection = lend(self)
 
     def attach(self, session: Session) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Protocol, cast
@@ -100,11 +101,12 @@ class Receiver(Protocol):
 class LentTransport:
     """A socket as the live side sees it; implements :class:`channels.ports.Transport`."""
 
-    __slots__ = ("_protocol", "write")
+    __slots__ = ("_protocol", "fd", "write")
 
     def __init__(self, protocol: SocketProtocol) -> None:
         self._protocol = protocol
         self.write: Callable[[bytes], None] = protocol.transport.write
+        self.fd = _descriptor(protocol.transport)
 
     def attach(self, receiver: Receiver, gone: Callable[[], None]) -> None:
         """Send messages to ``receiver`` from now on; ``gone`` is called once, when the connection has ended."""
@@ -122,6 +124,16 @@ class LentTransport:
 
     def abort(self) -> None:
         self._protocol.transport.abort()
+
+
+def _descriptor(transport: asyncio.Transport) -> int:
+    """Where plain bytes can be written past a transport; -1 where they cannot: TLS, or a system whose sockets are no
+    files.
+    """
+    connection = transport.get_extra_info("socket")
+    if os.name != "posix" or connection is None or transport.get_extra_info("sslcontext") is not None:
+        return -1
+    return cast(int, connection.fileno())
 
 
 class StreamOwner(Protocol):
@@ -179,6 +191,9 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         """See :meth:`LentTransport.attach`."""
         self.receiver = receiver
         self._gone = gone
+        if not self.transport.is_closing():
+            # So it is paused exactly while something is buffered, which is when nobody may write past the transport.
+            self.transport.set_write_buffer_limits(high=0)
 
     async def run_asgi(self) -> None:
         try:
@@ -339,11 +354,12 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self._abort_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        # First of all: right after this the descriptor is closed, and its number is free for anybody.
+        self._end_receiver()
         super().connection_lost(exc)
         if self._abort_timer is not None:
             self._abort_timer.cancel()
             self._abort_timer = None
-        self._end_receiver()
         gone, self._gone = self._gone, None
         if gone is not None:
             gone()

@@ -22,6 +22,7 @@ from benchmarks.rivals import LIMIT, OURS, NotHere
 from benchmarks.scene import MESSAGE_BYTES, Scene
 from benchmarks.wire import TEXT, client_frame, split_frames
 from benchmarks.works import fanout
+from benchmarks.works.fanout import Race
 
 with_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
 CORES = machine.cores()
@@ -91,6 +92,24 @@ def test_a_race_compares_and_says_who_is_missing() -> None:
     figure = fanout.judge("P1", raced, 1, 20)
     assert figure.value is not None
     assert any("not installed" in note for note in figure.notes)
+
+
+def test_figures_are_medians_over_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = iter([(10.0, True), (30.0, False), (20.0, True)])
+
+    def race(scene: Scene, *_arguments: object) -> Race:
+        scene.tell("a round", 0.5)
+        rate, whole = next(started)
+        rates = {OURS.name: {1: rate}} | ({LIMIT.name: {1: rate}} if whole else {})
+        return Race(rates, rates, rates, {} if whole else {LIMIT.name: "failed: it crashed"})
+
+    told: list[float] = []
+    monkeypatch.setattr(fanout, "race", race)
+    scene = Scene(CORES, quick=True, tell=lambda _text, share: told.append(share))
+    raced = fanout.races(scene, [OURS, LIMIT], 20, [1], 1, 3)
+    assert raced.rates == {OURS.name: {1: 20.0}}
+    assert raced.absent == {LIMIT.name: "failed: it crashed"}
+    assert told == pytest.approx([1 / 6, 3 / 6, 5 / 6])
 
 
 def test_the_size_of_an_event_is_exact_at_three_digits() -> None:

@@ -252,6 +252,7 @@ class FakeTransport:
     """A socket in memory that remembers each write."""
 
     def __init__(self) -> None:
+        self.fd = -1
         self.writes: list[bytes] = []
         self.buffered = 0
         self.closed_with: int | None = None
@@ -292,6 +293,7 @@ class FakeSubscriber:
 
     def __init__(self, actor: Actor | None = None) -> None:
         self.actor = actor
+        self.fd = -1
         self.congested = False
         self.closed = False
         self.closed_with: int | None = None

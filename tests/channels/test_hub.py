@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import orjson
 import pytest
@@ -9,7 +9,8 @@ import pytest
 from channels.broker import InProcessBroker
 from channels.hub import Hub
 from channels.limits import Limits
-from channels.protocol import CloseCode
+from channels.ports import WriteEach, write_to_none
+from channels.protocol import CloseCode, text_frame
 from channels.topics import CONTROL
 from domain.identity import Actor
 from domain.log import Entry
@@ -23,10 +24,10 @@ OTHER = "booking:2"
 class Bench:
     """A hub on a model log, without any session."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, write_each: WriteEach = write_to_none) -> None:
         self.log = ModelLog()
         self.broker = InProcessBroker()
-        self.hub = Hub(self.log, self.broker, limits or Limits())
+        self.hub = Hub(self.log, self.broker, limits or Limits(), write_each=write_each)
 
     async def listen(self, *channels: str, actor: Actor | None = None) -> FakeSubscriber:
         subscriber = FakeSubscriber(actor)
@@ -196,6 +197,28 @@ async def test_a_congested_subscriber_is_asked_and_others_are_not_delayed(bench:
     assert [entry.offset for entry in slow.offered] == [1, 2]
     assert slow.writes == []
     assert quick.offsets(ROOM) == [1, 2]
+
+
+async def test_what_a_descriptor_took_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def write_each(fds: Sequence[int], data: bytes) -> Mapping[int, int]:
+        asked.append(list(fds))
+        return {place: 3 if fd == 8 else 0 for place, fd in enumerate(fds) if fd != 7}
+
+    monkeypatch.setattr("channels.hub.MANY_SUBSCRIBERS", 4)
+    bench = Bench(write_each=write_each)
+    await bench.hub.start()
+    whole, part, none, slow = [await bench.listen(ROOM) for _ in range(4)]
+    whole.fd, part.fd, slow.congested = 7, 8, True
+    entry = bench.log.append(ROOM)
+    bench.hub.receive([entry])
+    await turn()
+    frame = text_frame(entry.frame)
+    assert [sorted(fds) for fds in asked] == [[-1, -1, 7, 8]]
+    assert (whole.writes, part.writes, none.writes, slow.writes) == ([], [frame[3:]], [frame], [])
+    assert slow.offered == [entry]
+    await bench.hub.stop()
 
 
 async def test_a_write_that_fails_does_not_reach_the_neighbours(bench: Bench) -> None:

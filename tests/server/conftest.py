@@ -19,7 +19,7 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Sockets are tested on production's loop, hostile clients also on asyncio's: its transports buffer differently."""
-    if item.path.name == "test_websocket_hostile.py":
+    if item.path.name in ("test_websocket_hostile.py", "test_direct_writes.py"):
         return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
     if item.path.name in ("test_websocket.py", "test_events.py"):
         return {"uvloop": uvloop.new_event_loop}

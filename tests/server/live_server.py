@@ -20,8 +20,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from channels.limits import Limits
+from channels.ports import WriteEach
 from channels.protocol import SUBPROTOCOL
 from channels.streams import Streams
+from server import fanout
 from server.door import Door, DoorPolicy
 from server.events import EventsEndpoint
 from server.http import middleware
@@ -37,9 +39,15 @@ async def _hello(request: Request) -> Response:
 
 class LiveServer:
     def __init__(
-        self, limits: Limits, policy: DoorPolicy, drain_seconds: float, header_seconds: float, body_seconds: float
+        self,
+        limits: Limits,
+        policy: DoorPolicy,
+        drain_seconds: float,
+        header_seconds: float,
+        body_seconds: float,
+        write_each: WriteEach,
     ) -> None:
-        self.house = House(limits, wall=lambda: datetime.now(UTC))
+        self.house = House(limits, wall=lambda: datetime.now(UTC), write_each=write_each)
         self.door = Door(policy, lambda: self.house.realtime.draining)
         self.streams = Streams()
         surface = Starlette(
@@ -83,8 +91,16 @@ async def live_server(
     drain_seconds: float = 0.0,
     header_seconds: float = HEADER_SECONDS,
     body_seconds: float = BODY_SECONDS,
+    write_each: WriteEach | None = None,
 ) -> AsyncIterator[LiveServer]:
-    server = LiveServer(limits or Limits(), policy or DoorPolicy(), drain_seconds, header_seconds, body_seconds)
+    server = LiveServer(
+        limits or Limits(),
+        policy or DoorPolicy(),
+        drain_seconds,
+        header_seconds,
+        body_seconds,
+        write_each or fanout.load(),
+    )
     await server.start()
     try:
         yield server

@@ -22,7 +22,7 @@ from benchmarks.rivals import LIMIT, OURS, NotHere
 from benchmarks.scene import MESSAGE_BYTES, Scene
 from benchmarks.wire import TEXT, client_frame, split_frames
 from benchmarks.works import fanout
-from benchmarks.works.fanout import Race
+from benchmarks.works.fanout import Race, Round
 
 with_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
 CORES = machine.cores()
@@ -85,29 +85,34 @@ def test_a_race_compares_and_says_who_is_missing() -> None:
     absent = replace(OURS, name="Socket.IO (node)", run=nowhere)  # type: ignore[arg-type]
     raced = fanout.race(Scene(CORES, quick=True), [OURS, LIMIT, absent], 20, [1, 10], 1)
     assert raced.absent == {"Socket.IO (node)": "not here: node and npm are not installed"}
-    assert set(raced.rates) == {OURS.name, LIMIT.name}
-    for rates in raced.rates.values():
-        assert rates[1] > 1_000
-        assert rates[10] > rates[1]
+    assert set(raced.rounds) == {OURS.name, LIMIT.name}
+    for name in raced.rounds:
+        assert raced.rate(name, 1) > 1_000
+        assert raced.rate(name, 10) > raced.rate(name, 1)
     figure = fanout.judge("P1", raced, 1, 20)
     assert figure.value is not None
     assert any("not installed" in note for note in figure.notes)
 
 
-def test_figures_are_medians_over_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_of_all_starts_count_but_of_those_who_failed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     started = iter([(10.0, True), (30.0, False), (20.0, True)])
 
     def race(scene: Scene, *_arguments: object) -> Race:
         scene.tell("a round", 0.5)
         rate, whole = next(started)
-        rates = {OURS.name: {1: rate}} | ({LIMIT.name: {1: rate}} if whole else {})
-        return Race(rates, rates, rates, {} if whole else {LIMIT.name: "failed: it crashed"})
+        rounds = {1: [Round(rate, 0.5, 1.0)]}
+        return Race(
+            {OURS.name: rounds} | ({LIMIT.name: rounds} if whole else {}),
+            {} if whole else {LIMIT.name: "failed: it crashed"},
+        )
 
     told: list[float] = []
     monkeypatch.setattr(fanout, "race", race)
     scene = Scene(CORES, quick=True, tell=lambda _text, share: told.append(share))
     raced = fanout.races(scene, [OURS, LIMIT], 20, [1], 1, 3)
-    assert raced.rates == {OURS.name: {1: 20.0}}
+    assert [each.rate for each in raced.rounds[OURS.name][1]] == [10.0, 30.0, 20.0]
+    assert raced.rate(OURS.name, 1) == 20.0
+    assert raced.ratios(1) == {}
     assert raced.absent == {LIMIT.name: "failed: it crashed"}
     assert told == pytest.approx([1 / 6, 3 / 6, 5 / 6])
 

@@ -9,17 +9,14 @@ from benchmarks import results
 from benchmarks.pictures import svg, ticks
 from benchmarks.results import Curve, Figure, Picture, entry, median, percentile, quantity
 from benchmarks.rivals import LIMIT, OURS
-from benchmarks.works.fanout import Race, judge
+from benchmarks.works.fanout import Race, Round, judge
 
 
 def raced(ours: float | None, limit: float | None, **peers: float) -> Race:
-    rates = {name: {1: rate, 10: rate} for name, rate in peers.items()}
-    if ours is not None:
-        rates[OURS.name] = {1: ours, 10: ours}
-    if limit is not None:
-        rates[LIMIT.name] = {1: limit, 10: limit}
-    same = {name: {1: 0.5, 10: 0.5} for name in rates}
-    return Race(rates, same, same, {} if ours is not None else {OURS.name: "failed: it crashed"})
+    given = {OURS.name: ours, LIMIT.name: limit, **peers}
+    rates = {name: rate for name, rate in given.items() if rate is not None}
+    rounds = {name: {burst: [Round(rate, 0.5, 0.5)] for burst in (1, 10)} for name, rate in rates.items()}
+    return Race(rounds, {} if ours is not None else {OURS.name: "failed: it crashed"})
 
 
 @pytest.mark.parametrize(
@@ -54,6 +51,13 @@ def test_a_server_that_crashed_has_no_figure() -> None:
 
 def test_ratios_are_ours_to_theirs() -> None:
     assert judge("P1", raced(90.0, 100.0), 1, 10).ratios == {f"{LIMIT.name} (100/s)": 0.9}
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    """The machine was half as fast in the last round: no server is slower for it than another."""
+    ours = [Round(rate, 0.5, 1.0) for rate in (120.0, 118.0, 60.0)]
+    theirs = [Round(rate, 0.5, 1.0) for rate in (100.0, 121.0, 50.0)]
+    assert Race({OURS.name: {1: ours}, LIMIT.name: {1: theirs}}, {}).ratios(1) == {LIMIT.name: 1.2}
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 5.0), (0.99, 10.0), (0.01, 1.0), (0.9, 9.0)])

@@ -7,12 +7,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sysconfig
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from packaging.tags import platform_tags
 
 SOURCE = "server/fanout.c"
 LIBRARY = "server/fanout.native"
@@ -32,13 +33,19 @@ class FanoutHook(BuildHookInterface[Any]):
             compile_into(library, source)
         except (OSError, subprocess.SubprocessError) as error:
             # One that is left of an earlier build may be of another source.
-            library.unlink(missing_ok=True)
+            with suppress(OSError):
+                library.unlink()
             self.app.display_warning(f"{SOURCE} is not compiled, so fan-outs are slower: {error}")
             return
         build_data["artifacts"].append(f"/{LIBRARY}")
         build_data["pure_python"] = False
         # It uses nothing of Python, so one wheel serves all of them.
-        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        build_data["tag"] = f"py3-none-{platform_tag()}"
+
+
+def platform_tag() -> str:
+    """This machine, as installers call it. Not one of many Linuxes: the library wants the C library that is here."""
+    return next(tag for tag in platform_tags() if "manylinux" not in tag and "musllinux" not in tag)
 
 
 def compile_into(library: Path, source: Path) -> None:

@@ -179,7 +179,7 @@ async def main() -> None:
         Ports(heads, broker, everybody, everybody, everybody, everybody, everybody, everybody, clock),
         LIMITS,
         metrics=LiveMetrics(Metrics(methods=COMMANDS, close_codes=list(CloseCode))),
-        write_each=fanout.load(),
+        write_each=fanout.in_c(fanout.LIBRARY),
     )
     policy = DoorPolicy(max_sockets=100_000, max_sockets_per_address=100_000)
     app = WithSocket(Starlette(), SocketEndpoint(realtime, Door(policy, lambda: False)))

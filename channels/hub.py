@@ -171,9 +171,11 @@ class Hub:
         """The next offset of the channel is here."""
         channel.offset = offset
         if channel.name == CONTROL:
-            # Earlier entries go to those who may still have them, later ones must not.
-            self.flush()
-            self._control.obey(entry)
+            try:
+                # Earlier entries go to those who may still have them, later ones must not.
+                self.flush()
+            finally:
+                self._control.obey(entry)
             return
         arrived: list[Subscriber] = []
         if channel.catching:
@@ -237,26 +239,29 @@ class Hub:
     def _deliver(self, subscribers: Collection[Subscriber], entries: Sequence[Entry]) -> None:
         """One write of the same bytes to each. What is done here for each of them must not cost."""
         data = text_frame(entries[0].frame) if len(entries) == 1 else b"".join([text_frame(e.frame) for e in entries])
+        count = len(subscribers)
         # Lists, because what is done below may close a session and so change the set.
-        if len(subscribers) < MANY_SUBSCRIBERS:
+        if count < MANY_SUBSCRIBERS:
             left = [(subscriber, data) for subscriber in subscribers]
         elif short := self._write_each([subscriber.fd for subscriber in subscribers], data):
             places = enumerate(subscribers)
             left = [(subscriber, data[short[place] :]) for place, subscriber in places if place in short]
         else:
             left = []
-        offered = 0
+        aside: list[Subscriber] = []
         for subscriber, rest in left:
             if subscriber.congested:
-                subscriber.offer(entries)
-                offered += 1
+                aside.append(subscriber)
                 continue
             try:
                 subscriber.write(rest)
             except Exception:
                 # A transport that died in this very turn; its owner hears of it from the loop.
                 logger.debug("a write failed", exc_info=True)
-        self._metrics.delivered((len(subscribers) - offered) * len(entries))
+        self._metrics.delivered((count - len(aside)) * len(entries))
+        # Last of all: whoever has taken a part of the bytes has the rest by now, whatever comes of offering.
+        for subscriber in aside:
+            subscriber.offer(entries)
 
     # Subscribers come and go
 

@@ -191,9 +191,13 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         """See :meth:`LentTransport.attach`."""
         self.receiver = receiver
         self._gone = gone
-        if not self.transport.is_closing():
-            # So it is paused exactly while something is buffered, which is when nobody may write past the transport.
-            self.transport.set_write_buffer_limits(high=0)
+        if self.transport.is_closing() or _descriptor(self.transport) < 0:
+            return
+        # So it is paused exactly while something is buffered, which is when nobody may write past the transport.
+        self.transport.set_write_buffer_limits(high=0)
+        if self.transport.get_write_buffer_size() > 0:
+            # It may have been paused as HTTP, with a response that is not read, and would not say so again.
+            receiver.paused()
 
     async def run_asgi(self) -> None:
         try:

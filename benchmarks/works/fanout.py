@@ -89,10 +89,17 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """The rounds of those who stayed to the end, by name and burst, and who did not and why."""
+    """What came of it.
+
+    Attributes:
+        rounds: of those who stayed to the end, by name and burst.
+        absent: who did not, and why.
+        together: all ran at once, so that rounds can be compared one by one.
+    """
 
     rounds: dict[str, dict[int, list[Round]]]
     absent: dict[str, str]
+    together: bool = True
 
     def rate(self, name: str, burst: int) -> float:
         """Deliveries per second, the median of the rounds."""
@@ -102,11 +109,13 @@ class Race:
         """Ours to each other's: the median of what was compared in the same round, because all of them are slower when
         the machine is.
         """
+        others = [name for name, rounds in self.rounds.items() if name != OURS.name and burst in rounds]
+        if not self.together:
+            return {name: self.rate(OURS.name, burst) / self.rate(name, burst) for name in others}
         ours = self.rounds[OURS.name][burst]
         return {
-            name: median([our.rate / their.rate for our, their in zip(ours, rounds[burst], strict=True)])
-            for name, rounds in self.rounds.items()
-            if name != OURS.name and burst in rounds
+            name: median([our.rate / their.rate for our, their in zip(ours, self.rounds[name][burst], strict=True)])
+            for name in others
         }
 
 
@@ -231,6 +240,7 @@ def _race_within_limits(scene: Scene, rivals: Sequence[Rival], sockets: int, rou
     return Race(
         {name: rounds for each in alone for name, rounds in each.rounds.items()},
         {name: why for each in alone for name, why in each.absent.items()},
+        together=False,
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from channels.broker import InProcessBroker
 from channels.hub import Hub
 from channels.limits import Limits
-from channels.ports import WriteEach, write_to_none
+from channels.ports import Metrics, NoMetrics, WriteEach, write_to_none
 from channels.protocol import CloseCode, text_frame
 from channels.topics import CONTROL
 from domain.identity import Actor
@@ -24,10 +24,15 @@ OTHER = "booking:2"
 class Bench:
     """A hub on a model log, without any session."""
 
-    def __init__(self, limits: Limits | None = None, write_each: WriteEach = write_to_none) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        write_each: WriteEach = write_to_none,
+        metrics: Metrics | None = None,
+    ) -> None:
         self.log = ModelLog()
         self.broker = InProcessBroker()
-        self.hub = Hub(self.log, self.broker, limits or Limits(), write_each=write_each)
+        self.hub = Hub(self.log, self.broker, limits or Limits(), metrics, write_each)
 
     async def listen(self, *channels: str, actor: Actor | None = None) -> FakeSubscriber:
         subscriber = FakeSubscriber(actor)
@@ -219,6 +224,58 @@ async def test_what_a_descriptor_took_is_not_written_again(monkeypatch: pytest.M
     assert (whole.writes, part.writes, none.writes, slow.writes) == ([], [frame[3:]], [frame], [])
     assert slow.offered == [entry]
     await bench.hub.stop()
+
+
+async def test_the_count_of_deliveries_survives_one_that_is_closed_by_them() -> None:
+    """A subscriber alone on its channel that is too slow leaves it while it is offered to."""
+    counted: list[int] = []
+
+    class Counting(NoMetrics):
+        def delivered(self, frames: int) -> None:
+            counted.append(frames)
+
+    bench = Bench(metrics=Counting())
+    await bench.hub.start()
+    slow = await bench.listen(ROOM)
+    slow.congested = True
+    slow.offer = lambda entries: bench.hub.leave(slow, [ROOM])  # type: ignore[method-assign]
+    bench.hub.receive([bench.log.append(ROOM), bench.log.append(ROOM)])
+    await turn()
+    assert bench.hub.subscribers(ROOM) == ()
+    assert counted == [0]
+    await bench.hub.stop()
+
+
+async def test_who_has_a_part_gets_the_rest_before_anybody_is_offered_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(entries: Sequence[Entry]) -> None:
+        raise RuntimeError("an offer went wrong")
+
+    monkeypatch.setattr("channels.hub.MANY_SUBSCRIBERS", 4)
+    bench = Bench(write_each=lambda fds, _data: dict.fromkeys(range(len(fds)), 3))
+    await bench.hub.start()
+    subscribers = [await bench.listen(ROOM) for _ in range(4)]
+    subscribers[0].congested = True
+    subscribers[0].offer = fail  # type: ignore[method-assign]
+    entry = bench.log.append(ROOM)
+    bench.hub.receive([entry])
+    with pytest.raises(RuntimeError):
+        bench.hub.flush()
+    assert [each.writes for each in subscribers[1:]] == [[text_frame(entry.frame)[3:]]] * 3
+    await bench.hub.stop()
+
+
+async def test_a_sign_out_takes_effect_whatever_went_wrong_before_it(bench: Bench) -> None:
+    def fail(entries: Sequence[Entry]) -> None:
+        raise RuntimeError("an offer went wrong")
+
+    broken = await bench.listen(ROOM)
+    broken.congested, broken.offer = True, fail  # type: ignore[method-assign]
+    ada = await bench.listen(OTHER, actor=customer("ada"))
+    bench.hub.roster.enter(ada, customer("ada"))
+    bench.hub.receive([bench.log.append(ROOM)])
+    with pytest.raises(RuntimeError):
+        bench.hub.receive([bench.revoke("session.revoked", session_ids=["sign-in-ada"], user_ids=[])])
+    assert ada.closed
 
 
 async def test_a_write_that_fails_does_not_reach_the_neighbours(bench: Bench) -> None:

@@ -37,6 +37,14 @@ async def _hello(request: Request) -> Response:
     return PlainTextResponse("hello")
 
 
+LARGE_BYTES = 16 << 20
+"""More than the kernel keeps for a connection that is not read."""
+
+
+async def _large(_request: Request) -> Response:
+    return Response(b"x" * LARGE_BYTES)
+
+
 class LiveServer:
     def __init__(
         self,
@@ -53,6 +61,7 @@ class LiveServer:
         surface = Starlette(
             routes=[
                 Route("/", _hello, methods=["GET", "POST"]),
+                Route("/large", _large),
                 Route("/events", EventsEndpoint(self.house.realtime, self.streams, self.door, limits)),
             ],
             middleware=middleware(tuple(policy.allowed_origins)),

@@ -6,8 +6,8 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import orjson
 import pytest
@@ -19,7 +19,8 @@ from server import fanout
 from server.door import DoorPolicy
 from server.uvicorn_protocol import CLOSE_GRACE_SECONDS
 from tests.channels.fakes import until
-from tests.server.live_server import LiveServer, RawSocket, client_frame, live_server
+from tests.server.live_server import LARGE_BYTES, LiveServer, RawSocket, client_frame, handshake, live_server
+from tests.server.test_fanout import compiled
 
 ROOM = "booking:b"
 CROWD = MANY_SUBSCRIBERS + 4
@@ -48,7 +49,7 @@ class Watched:
 
 @pytest.fixture(params=["C", "Python"])
 def writer(request: pytest.FixtureRequest) -> Watched:
-    return Watched(fanout.in_c(fanout.LIBRARY) if request.param == "C" else fanout.in_python)
+    return Watched(compiled() if request.param == "C" else fanout.in_python)
 
 
 @pytest.fixture
@@ -138,22 +139,58 @@ async def leave(raw: RawSocket, how: int) -> None:
             raw.send(client_frame(0x2, b"binary"))
 
 
+class FreeNumbers:
+    """Takes every number of a descriptor that becomes free, with sockets that nobody should write to."""
+
+    def __init__(self) -> None:
+        self._highest = max(int(number.name) for number in Path("/dev/fd").iterdir())
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+
+    def take(self) -> None:
+        while True:
+            pair = socket.socketpair()
+            if max(end.fileno() for end in pair) > self._highest:
+                for end in pair:
+                    end.close()
+                return
+            self._pairs.append(pair)
+
+    def __len__(self) -> int:
+        return 2 * len(self._pairs)
+
+    def heard(self) -> bytes:
+        """What came at any end; closes them."""
+        data = b""
+        for pair in self._pairs:
+            for end in pair:
+                end.setblocking(False)
+                with suppress(BlockingIOError):
+                    data += end.recv(65_536)
+        for pair in self._pairs:
+            for end in pair:
+                end.close()
+        return data
+
+
 @pytest.mark.parametrize("how", range(6))
 async def test_nothing_goes_to_whoever_has_the_number_of_an_ended_connection(
-    how: int, writer: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: int, writer: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files take every number that becomes free, at once, while each turn of the loop has an event for everybody."""
+    """Strangers take every number that becomes free, while each turn of the loop has an event for everybody."""
     monkeypatch.setattr("server.uvicorn_protocol.CLOSE_GRACE_SECONDS", CLOSE_GRACE_SECONDS / 30)
-    files: list[IO[bytes]] = []
+    monkeypatch.setattr("channels.hub.MANY_SUBSCRIBERS", 1)
+    strangers: FreeNumbers | None = None
 
-    def grab_free_numbers(fds: Sequence[int], data: bytes) -> Mapping[int, int]:
-        files.extend((tmp_path / str(len(files))).open("xb", buffering=0) for _ in range(2))
+    def take_free_numbers(fds: Sequence[int], data: bytes) -> Mapping[int, int]:
+        if strangers is not None:
+            strangers.take()
         return writer(fds, data)
 
-    async with live_server(Limits(), DoorPolicy(), write_each=grab_free_numbers) as live:
+    async with live_server(Limits(), DoorPolicy(), write_each=take_free_numbers) as live:
         stayed = await listening(live, 0)
         crowd = [await listening(live, number) for number in range(1, CROWD)]
         events = 0
+        strangers = FreeNumbers()
 
         async def publish() -> None:
             nonlocal events
@@ -168,13 +205,48 @@ async def test_nothing_goes_to_whoever_has_the_number_of_an_ended_connection(
                 await leave(raw, how)
                 before = events
                 await until(lambda before=before: events > before + 2)  # type: ignore[misc]
-            await until(lambda: live.house.realtime.sockets == 1)
+            await until(lambda: live.door.slots.taken == 1)
+            before = events
+            await until(lambda: events > before + 2)
         finally:
             publishing.cancel()
         offsets = [orjson.loads((await stayed.frame())[1])["params"]["offset"] for _ in range(events)]
         assert offsets == list(range(1, events + 1))
+        taken, heard = len(strangers), strangers.heard()
         await RawSocket.close_all()
-    assert len(files) > CROWD
-    for file in files:
-        file.close()
-    assert sum((tmp_path / str(number)).stat().st_size for number in range(len(files))) == 0
+    assert heard == b""
+    assert taken >= CROWD - 2, "hardly a number became free, so this has shown nothing"
+
+
+async def test_what_http_left_unread_is_not_overtaken(
+    live: LiveServer, writer: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client gets a large response, reads none of it, and becomes a socket on the same connection."""
+    monkeypatch.setattr("channels.hub.MANY_SUBSCRIBERS", 1)
+    live.house.access.let(ROOM, "c0")
+    raw = await RawSocket.tcp(live.port)
+    raw.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    raw.send(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n")
+    await asyncio.sleep(0.2)
+    raw.send(handshake(live.port))
+    await until(lambda: live.house.realtime.sockets == 1)
+    raw.send_json({"jsonrpc": "2.0", "id": 1, "method": "session.connect", "params": {"token": "customer:c0"}})
+    raw.send_json({"jsonrpc": "2.0", "id": 2, "method": "channel.subscribe", "params": {"channel": ROOM}})
+    await until(lambda: len(live.house.realtime.hub.subscribers(ROOM)) == 1)
+    (session,) = live.house.realtime._node.sessions
+    assert session.congested
+    for number in range(20):
+        await live.house.commit(ROOM, {"n": number})
+        await asyncio.sleep(0)
+    assert writer.written == 0
+    raw.reader._transport.resume_reading()  # type: ignore[attr-defined]
+    head = await raw.reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert await raw.reader.readexactly(LARGE_BYTES) == b"x" * LARGE_BYTES
+    assert (await raw.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+    messages = [orjson.loads((await raw.frame())[1]) for _ in range(22)]
+    assert [message["params"]["offset"] for message in messages[2:]] == list(range(1, 21))
+    await until(lambda: not session.congested)
+    await live.house.commit(ROOM, {"n": 20})
+    assert orjson.loads((await raw.frame())[1])["params"]["offset"] == 21
+    assert writer.written == 1

@@ -40,7 +40,8 @@ def context() -> list[str]:
     for name in named:
         files = [ROOT / name] if (ROOT / name).is_file() else sorted((ROOT / name).rglob("*"))
         found += [str(file.relative_to(ROOT)) for file in files if file.is_file()]
-    return [file for file in found if not fnmatch.fnmatch(file, "*__pycache__*")]
+    excluded = [f"{pattern.replace('**/', '*')}*" for pattern in patterns[1:] if not pattern.startswith("!")]
+    return [file for file in found if not any(fnmatch.fnmatch(file, pattern) for pattern in excluded)]
 
 
 def test_both_stages_are_of_one_pinned_image() -> None:
@@ -74,7 +75,9 @@ def test_it_runs_as_nobody_and_stops_in_order() -> None:
 
 def test_no_secret_and_no_test_goes_into_the_build() -> None:
     files = context()
-    assert {"pyproject.toml", "requirements.lock", "LICENSE", "clients/javascript/src/index.js"} <= set(files)
+    named = {"pyproject.toml", "hatch_build.py", "requirements.lock", "LICENSE", "clients/javascript/src/index.js"}
+    assert {*named, "server/fanout.c"} <= set(files)
+    assert "server/fanout.native" not in files, "it is compiled in the image, for the image"
     for file in files:
         assert not file.startswith(("tests/", ".git", "var/", ".env")), file
         assert not file.endswith((".pem", ".key", ".db")), file

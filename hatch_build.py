@@ -30,7 +30,8 @@ class FanoutHook(BuildHookInterface[Any]):
         """Compile, and say that the wheel is for this kind of machine only."""
         source, library = Path(self.root, SOURCE), Path(self.root, LIBRARY)
         try:
-            compile_into(library, source)
+            # Beside the packages and not in them: whoever lists those meanwhile finds nothing strange.
+            compile_into(library, source, scratch=Path(self.root))
         except (OSError, subprocess.SubprocessError) as error:
             # One that is left of an earlier build may be of another source.
             with suppress(OSError):
@@ -48,18 +49,26 @@ def platform_tag() -> str:
     return next(tag for tag in platform_tags() if "manylinux" not in tag and "musllinux" not in tag)
 
 
-def compile_into(library: Path, source: Path) -> None:
-    """Make a shared library of one source, with ``$CC`` or the system's compiler.
+def find_compiler() -> str | None:
+    """The C compiler: ``$CC``, with its arguments if it has some, or the system's."""
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+
+
+def compile_into(library: Path, source: Path, scratch: Path) -> None:
+    """Make a shared library of one source.
+
+    Args:
+        scratch: a directory on the library's file system.
 
     Raises:
         OSError: there is no compiler.
         subprocess.SubprocessError: it failed; its words are on standard error.
     """
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    compiler = find_compiler()
     if compiler is None:
         raise FileNotFoundError("there is no C compiler")
     # Moved into place when it is whole: a server that runs from here goes on with the file that it has opened.
-    with tempfile.TemporaryDirectory(dir=source.parents[1], prefix=".build-") as directory:
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".build-") as directory:
         fresh = Path(directory, library.name)
         command = [*compiler.split(), *FLAGS, "-o", str(fresh), str(source)]
         subprocess.run(command, timeout=SECONDS, check=True)  # noqa: S603 — whoever builds has named the compiler

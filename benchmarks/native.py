@@ -5,24 +5,18 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from hatch_build import FLAGS, compile_into, find_compiler
+
 SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
 
 
 class CompilerMissing(RuntimeError):
     """There is no C compiler, so there is neither the yardstick nor a receiver that is cheap enough."""
-
-
-def compiler() -> str | None:
-    """The C compiler, if any."""
-    return shutil.which("gcc") or shutil.which("cc")
 
 
 @cache
@@ -32,8 +26,7 @@ def library_path() -> Path:
     Raises:
         CompilerMissing: there is none.
     """
-    found = compiler()
-    if found is None:
+    if find_compiler() is None:
         raise CompilerMissing("no C compiler: type apt-get install gcc")
     digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
     directory = Path(tempfile.gettempdir()) / f"fixnado-bench-{os.getuid()}"
@@ -42,9 +35,7 @@ def library_path() -> Path:
         raise PermissionError(f"{directory} belongs to somebody else")
     target = directory / f"native-{digest}.so"
     if not target.exists():
-        fresh = target.with_suffix(f".{os.getpid()}")
-        subprocess.run([found, *FLAGS, "-o", str(fresh), str(SOURCE)], check=True, timeout=60)
-        fresh.replace(target)
+        compile_into(target, SOURCE, scratch=directory)
     return target
 
 

@@ -28,8 +28,7 @@ class Outlet:
     Attributes:
         write: the transport's own; after the end it does nothing.
         congested: whether frames have to be offered instead of written: the kernel does not take all of them.
-        fd: where the hub writes by itself, so that a delivery is one call; -1 while it must not: congested, closed, or
-            the transport has none.
+        fd: where the hub writes by itself; -1 while it must not: congested, closed, or the transport has none.
     """
 
     __slots__ = ("_held", "_max_buffered_bytes", "_metrics", "_transport", "closed", "congested", "fd", "write")

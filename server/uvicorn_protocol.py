@@ -110,7 +110,7 @@ class LentTransport:
 
     def attach(self, receiver: Receiver, gone: Callable[[], None]) -> None:
         """Send messages to ``receiver`` from now on; ``gone`` is called once, when the connection has ended."""
-        self._protocol.attach(receiver, gone)
+        self._protocol.attach(receiver, gone, self.fd)
 
     def beat(self) -> bool:
         self.write(PING)
@@ -187,13 +187,13 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             extensions = cast(dict[str, Any], self.scope["extensions"])
             extensions[TRANSPORT] = LentTransport(self)
 
-    def attach(self, receiver: Receiver, gone: Callable[[], None]) -> None:
-        """See :meth:`LentTransport.attach`."""
+    def attach(self, receiver: Receiver, gone: Callable[[], None], fd: int) -> None:
+        """See :meth:`LentTransport.attach`. ``fd`` is where others may write past the transport, -1 when nowhere."""
         self.receiver = receiver
         self._gone = gone
-        if self.transport.is_closing() or _descriptor(self.transport) < 0:
+        if fd < 0 or self.transport.is_closing():
             return
-        # So it is paused exactly while something is buffered, which is when nobody may write past the transport.
+        # So it is paused exactly while something is buffered, which is when nobody may write past it.
         self.transport.set_write_buffer_limits(high=0)
         if self.transport.get_write_buffer_size() > 0:
             # It may have been paused as HTTP, with a response that is not read, and would not say so again.

@@ -15,7 +15,7 @@ from benchmarks import machine
 from benchmarks.crowd import FIXNADO, Crowd
 from benchmarks.hub_server import CHANNEL, Heads, data_of
 from benchmarks.machine import Cores
-from benchmarks.native import Miscounted, TooSlow, compiler
+from benchmarks.native import Miscounted, TooSlow
 from benchmarks.process import ROOT, Child, ChildFailed, environment
 from benchmarks.results import Outcome
 from benchmarks.rivals import LIMIT, OURS, NotHere
@@ -23,8 +23,9 @@ from benchmarks.scene import MESSAGE_BYTES, Scene
 from benchmarks.wire import TEXT, client_frame, split_frames
 from benchmarks.works import fanout
 from benchmarks.works.fanout import Race, Round
+from hatch_build import find_compiler
 
-with_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
+with_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler")
 CORES = machine.cores()
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.native import Miscounted, Sink, TooSlow, compiler
+from benchmarks.native import Miscounted, Sink, TooSlow
 from benchmarks.wire import split_frames
 from channels.protocol import text_frame
+from hatch_build import find_compiler
 
-pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler")
 
 PAYLOADS = [b"", b"x" * 125, b"y" * 126, b"z" * 65_535, b"w" * 65_536, b"{}"]
 PING = b"\x89\x03abc"

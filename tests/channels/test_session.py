@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from channels.limits import Limits
+from channels.protocol import CloseCode
 from channels.session import Session
 from channels.topics import CONTROL
 from domain.errors import Unavailable
@@ -864,3 +865,14 @@ async def test_an_ending_token_is_announced_once_and_then_ends_the_session(house
     assert client.closed_with is None
     pass_by(2)
     assert client.closed_with == 4002
+
+
+async def test_its_descriptor_is_there_only_while_it_may_be_written_to(house: House) -> None:
+    transport = FakeTransport()
+    transport.fd = 7
+    session = house.realtime.open(transport)
+    seen = [session.fd]
+    for step in (session.paused, session.resumed, lambda: session.close(CloseCode.DRAIN), session.resumed):
+        step()
+        seen.append(session.fd)
+    assert seen == [7, -1, 7, -1, -1]

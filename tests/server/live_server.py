@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import orjson
+import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -23,6 +24,7 @@ from channels.limits import Limits
 from channels.ports import WriteEach
 from channels.protocol import SUBPROTOCOL
 from channels.streams import Streams
+from hatch_build import find_compiler
 from server import fanout
 from server.door import Door, DoorPolicy
 from server.events import EventsEndpoint
@@ -43,6 +45,13 @@ LARGE_BYTES = 16 << 20
 
 async def _large(_request: Request) -> Response:
     return Response(b"x" * LARGE_BYTES)
+
+
+def compiled() -> WriteEach:
+    """The loop in C. Without a compiler there is none, and tests of it are skipped; otherwise there has to be one."""
+    if find_compiler() is None and not fanout.LIBRARY.exists():
+        pytest.skip("there was no C compiler at the installation")
+    return fanout.in_c(fanout.LIBRARY)
 
 
 class LiveServer:

@@ -11,22 +11,13 @@ from pathlib import Path
 import pytest
 from packaging.tags import sys_tags
 
-from benchmarks.native import compiler
 from channels.ports import WriteEach
 from hatch_build import SOURCE, compile_into, platform_tag
 from server import fanout
 from tests.processes import ROOT
+from tests.server.live_server import compiled
 
 MANY = 32
-
-
-def compiled() -> WriteEach:
-    """The loop in C. Without a compiler there is none, and tests of it are skipped; otherwise there has to be one."""
-    if compiler() is None and not fanout.LIBRARY.exists():
-        pytest.skip("there was no C compiler at the installation")
-    return fanout.in_c(fanout.LIBRARY)
-
-
 DATA = b"to everybody"
 
 
@@ -129,8 +120,12 @@ def test_where_there_is_a_compiler_it_is_used() -> None:
     assert fanout.load() is not fanout.in_python
 
 
-def test_without_the_library_python_does_it(tmp_path: Path) -> None:
-    assert fanout.load(tmp_path / "nothing") is fanout.in_python
+def test_without_the_library_python_does_it_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "server.fanout"):
+        assert fanout.load(tmp_path / "nothing") is fanout.in_python
+    assert "slower" in caplog.text
     (tmp_path / "other").write_bytes(b"for another machine")
     assert fanout.load(tmp_path / "other") is fanout.in_python
 
@@ -139,17 +134,14 @@ def test_a_build_without_a_compiler_says_so(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError, match="no C compiler"):
-        compile_into(tmp_path / "fanout", ROOT / SOURCE)
+        compile_into(tmp_path / "fanout", ROOT / SOURCE, tmp_path)
 
 
 def test_a_failed_compilation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "false")
-    source = tmp_path / SOURCE
-    source.parent.mkdir()
-    source.touch()
     with pytest.raises(subprocess.CalledProcessError):
-        compile_into(tmp_path / "fanout", source)
-    assert list(tmp_path.iterdir()) == [source.parent]
+        compile_into(tmp_path / "fanout", ROOT / SOURCE, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wheel_says_for_which_machine_it_is() -> None:

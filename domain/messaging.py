@@ -137,13 +137,12 @@ class TypingResult(View):
 
 
 async def send(ctx: Context, params: SendMessage) -> JSON:
-    """Adds a message; its order among the others is settled under the conversation's lock."""
+    """Adds a message; its order among the others is settled where it takes its offset."""
     await _check_member(ctx, params.conversation_id)
-    conversation = await ctx.uow.conversations.lock(params.conversation_id)
     message = Message(
         id=new_id(ctx.now),
         conversation_id=params.conversation_id,
-        offset=(conversation.last_offset if conversation else 0) + 1,
+        offset=await ctx.uow.conversations.advance(params.conversation_id),
         sender_id=ctx.actor.user_id,
         sender_name=ctx.actor.name,
         text=params.text,

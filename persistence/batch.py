@@ -65,11 +65,13 @@ class Batch:
 
     Attributes:
         entries: in sequence order.
+        newest: the partition's newest sequence with them.
         parked: rows for ``outbox_parked``: those whose reading, routing or encoding raised. They take no offset.
     """
 
     def __init__(self, rows: Iterable[Row[Any]], route: Route, now: datetime) -> None:
         self.entries: list[Entry] = []
+        self.newest = 0
         self.parked: list[JSON] = []
         self._now = now
         self._heads: dict[str, _Head] = {}
@@ -131,6 +133,7 @@ class Batch:
                 else:
                     head.offset = entry.offset
             self.entries += entries
+        self.newest = sequence
 
     def head_rows(self) -> list[JSON]:
         """The heads that moved, for an upsert in lock order."""

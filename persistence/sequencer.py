@@ -4,13 +4,16 @@ Invariants, each kept inside one transaction of the sequencer:
 
 * **Nothing is lost or doubled.** The transaction that writes an event's log entries deletes its outbox row. Rows are
   deleted by the ids that were read, never by a range: a transaction with a smaller id may commit later.
-* **Gapless.** A channel's next offset is read from its locked head and written back with the entries; a partition's
-  next sequence likewise from its locked cursor row.
+* **Gapless.** A channel's next offset is read from its locked head and written back with the entries. A partition's
+  newest sequence is known to the one that leads: it was read when the lead was taken, and each batch moves the cursor
+  row on from there, or fails if it does not find it there.
 * **Ordered.** Rows are taken in id order, which for each aggregate is commit order (see
   :mod:`persistence.unit_of_work`).
-* **One writer per partition.** The cursor row holds the newest fencing token that wrote; an older one is refused.
-* **Locks in one order:** cursor, then heads by channel name. Sequencers of several partitions may share channels; a new
-  channel that two of them meet at once ends in a duplicate key for one, and its transaction starts over.
+* **One writer per partition.** The cursor row holds the newest fencing token; a batch with an older one does not find
+  the row it has to move. Whoever raises the token waits for the batch that has moved the cursor and not yet committed;
+  and whoever cannot say what became of a batch raises it again.
+* **Locks in one order:** heads by channel name, then the cursor. Sequencers of several partitions may share channels; a
+  new channel that two of them meet at once ends in a duplicate key for one, and its transaction starts over.
 
 Publishing comes after the commit, in the order of sequences, from one task. It is a hint: a node that misses an entry
 finds the gap and reads the log. So a broker that stalls never stalls sequencing: batches wait in a bounded queue, and
@@ -65,6 +68,8 @@ class SequencerOptions:
         batch_rows: outbox rows per transaction, at most.
         pace_seconds: pause between the end of one batch and the next, at least. The sequencer goes before all other
             writers; without a pause it would take their commits one by one, at their cost.
+        pace_share: the pause as a share of what the batch before it took, if that is longer: where batches take long,
+            there is much else to do, and fewer and larger ones leave more time for it.
         poll_seconds: how often an idle sequencer looks for rows that nobody nudged it about (other nodes' commits).
         lease_seconds: life of the lease; with ``takeover_seconds`` it bounds how long a dead sequencer is missed.
         takeover_seconds: how often one that waits asks for the lease.
@@ -72,7 +77,8 @@ class SequencerOptions:
     """
 
     batch_rows: int = 500
-    pace_seconds: float = 0.003
+    pace_seconds: float = 0.001
+    pace_share: float = 1 / 3
     poll_seconds: float = 0.5
     lease_seconds: float = 3.5
     takeover_seconds: float = 0.8
@@ -137,6 +143,7 @@ class Sequencer:
         self._options = options or SequencerOptions()
         self._lease = f"sequencer/{partition}"
         self._token: int | None = None
+        self._newest = 0
         self._renew_at = 0.0
         self._not_before = 0.0
         self._seed = ""
@@ -212,14 +219,17 @@ class Sequencer:
         token = await self._leases.acquire(self._lease, self._holder, self._options.lease_seconds)
         if token is None:
             return False
-        self._seed = await self._database.write(lambda connection: self._raise_fence(connection, token), urgent=True)
+        self._seed, self._newest = await self._database.write(
+            lambda connection: self._raise_fence(connection, token), urgent=True
+        )
         self._token = token
         self._renew_at = clock() + self._options.lease_seconds / 3
         logger.info("leading partition %d with token %d", self._partition, token)
         return True
 
-    async def _raise_fence(self, connection: AsyncConnection, token: int) -> str:
-        """Refuse older tokens from now on, not only from the first batch on."""
+    async def _raise_fence(self, connection: AsyncConnection, token: int) -> tuple[str, int]:
+        """Refuse older tokens from now on; returns the seed of epochs and the partition's newest sequence."""
+        newest = 0
         cursor = (await connection.execute(_LOCK_CURSOR, {"part": self._partition})).one_or_none()
         if cursor is None:
             first = {"partition": self._partition, "sequence": 0, "fence": token}
@@ -229,9 +239,11 @@ class Sequencer:
                 if trouble_of(error) is Trouble.DUPLICATE:
                     raise RetryTransaction("another node made the cursor") from error
                 raise
-        elif cursor.fence < token:
-            await connection.execute(_MOVE_CURSOR, {"part": self._partition, "newest": cursor.sequence, "token": token})
-        return await ensure_seed(connection)
+        else:
+            newest = cursor.sequence
+            if cursor.fence < token:
+                await connection.execute(_RAISE_FENCE, {"part": self._partition, "token": token})
+        return await ensure_seed(connection), newest
 
     async def _release(self) -> None:
         if self._token is None:
@@ -259,9 +271,12 @@ class Sequencer:
         # A look costs one read; a transaction that finds nothing would cost the writer's turn.
         if not nudged and not await self._database.read(self._anything):
             return self._idle_seconds()
+        clock = asyncio.get_running_loop().time
+        began = clock()
         if await self._take_batch() == self._options.batch_rows:
             self._wake.set()
-        self._not_before = asyncio.get_running_loop().time() + self._options.pace_seconds
+        ended = clock()
+        self._not_before = ended + max(self._options.pace_seconds, (ended - began) * self._options.pace_share)
         return self._idle_seconds()
 
     def _idle_seconds(self) -> float:
@@ -291,7 +306,12 @@ class Sequencer:
             self._token = None
             logger.warning("another sequencer has taken over partition %d", self._partition)
             return 0
+        except Exception:
+            # It may have been committed all the same; leading anew waits for that and reads how far it came.
+            self._token = None
+            raise
         if batch is not None:
+            self._newest = batch.newest
             self.counts.sequenced += len(batch.entries)
             self.counts.parked += len(batch.parked)
             for parked in batch.parked:
@@ -302,9 +322,6 @@ class Sequencer:
 
     async def _sequence(self, connection: AsyncConnection, token: int) -> tuple[int, Batch | None]:
         """The transaction: a fixed number of statements, however large the batch."""
-        cursor = (await connection.execute(_LOCK_CURSOR, {"part": self._partition})).one()
-        if cursor.fence > token:
-            raise Fenced
         rows = (await connection.execute(_TAKE, {"part": self._partition, "most": self._options.batch_rows})).all()
         if not rows:
             return 0, None
@@ -312,12 +329,13 @@ class Sequencer:
         heads: Sequence[Row[Any]] = ()
         if channels := batch.channels:
             heads = (await connection.execute(_LOCK_HEADS, {"channels": channels})).all()
-        batch.place(heads, self._epoch_of, self._encode, self._partition, cursor.sequence)
+        batch.place(heads, self._epoch_of, self._encode, self._partition, self._newest)
+        move = {"part": self._partition, "token": token, "known": self._newest, "newest": batch.newest}
+        if (await connection.execute(_MOVE_CURSOR, move)).rowcount != 1:
+            raise Fenced
         if batch.entries:
             await connection.execute(_WRITE_HEADS[self._database.dialect], batch.head_rows())
             await self._write_log(connection, batch)
-            newest = batch.entries[-1].sequence
-            await connection.execute(_MOVE_CURSOR, {"part": self._partition, "newest": newest, "token": token})
         if batch.parked:
             await connection.execute(_PARK, batch.parked)
         await _DELETE_TAKEN(connection, [row.id for row in rows])
@@ -368,10 +386,15 @@ _ANYTHING: Select[Any] = (
     select(literal_column("1")).select_from(outbox).where(outbox.c.partition == bindparam("part")).limit(1)
 )
 _LOCK_CURSOR = select(log_cursors).where(log_cursors.c.partition == bindparam("part")).with_for_update()
+_RAISE_FENCE = update(log_cursors).where(log_cursors.c.partition == bindparam("part")).values(fence=bindparam("token"))
 _MOVE_CURSOR = (
     update(log_cursors)
-    .where(log_cursors.c.partition == bindparam("part"))
-    .values(sequence=bindparam("newest"), fence=bindparam("token"))
+    .where(
+        log_cursors.c.partition == bindparam("part"),
+        log_cursors.c.fence == bindparam("token"),
+        log_cursors.c.sequence == bindparam("known"),
+    )
+    .values(sequence=bindparam("newest"))
 )
 _TAKE = (
     # JSON stays text: data is spliced into the frames as it is, and a broken document is one row's trouble, not the

@@ -18,8 +18,14 @@ class Conversations(Protocol):
     async def open(self, conversation_id: str) -> None: ...
     async def lock(self, conversation_id: str) -> Conversation | None: ...
     async def get(self, conversation_id: str) -> Conversation | None: ...
-    async def append(self, message: Message) -> None:
-        """Adds the message and moves the conversation's last offset to it."""
+    async def advance(self, conversation_id: str) -> int:
+        """Takes the next offset, which is the message's that :meth:`append` adds; others wait until this one is done.
+
+        Raises:
+            LookupError: there is no such conversation.
+        """
+
+    async def append(self, message: Message) -> None: ...
 
     async def page(self, conversation_id: str, before: int | None, limit: int) -> Sequence[Message]:
         """Newest messages with ``offset < before``, oldest first."""

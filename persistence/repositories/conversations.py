@@ -18,11 +18,18 @@ _GET = select(conversations.c.id, conversations.c.last_offset).where(conversatio
 _LOCK = _GET.with_for_update()
 _OPEN = insert(conversations)
 _APPEND = insert(messages)
-_ADVANCE = (
+_next_offset = conversations.c.last_offset + 1
+_touched = (
     update(conversations)
     .where(conversations.c.id == bindparam("conversation"))
-    .values({column: bindparam(f"new_{column}") for column in ("last_offset", "updated_at", "updated_by")})
+    .values({column: bindparam(f"new_{column}") for column in ("updated_at", "updated_by")})
 )
+# The lock, the new number and its way back in one statement: MySQL has no RETURNING, but tells what went through
+# LAST_INSERT_ID.
+_ADVANCE = {
+    "sqlite": _touched.values(last_offset=_next_offset).returning(conversations.c.last_offset),
+    "mysql": _touched.values(last_offset=func.last_insert_id(_next_offset)),
+}
 _MESSAGE = [messages.c[field.name] for field in fields(Message)]
 
 _sqlite_mark = sqlite_insert(read_marks)
@@ -54,11 +61,17 @@ class SqlConversations:
         row = (await self._connection.execute(_GET, {"conversation": conversation_id})).one_or_none()
         return None if row is None else Conversation(row.id, row.last_offset)
 
+    async def advance(self, conversation_id: str) -> int:
+        dialect = self._connection.dialect.name
+        values = {f"new_{name}": value for name, value in updated(self._unit).items()}
+        result = await self._connection.execute(_ADVANCE[dialect], {"conversation": conversation_id} | values)
+        offset: int | None = result.scalar_one_or_none() if dialect == "sqlite" else result.lastrowid
+        if not offset:
+            raise LookupError(f"no conversation {conversation_id}")
+        return offset
+
     async def append(self, message: Message) -> None:
         await self._connection.execute(_APPEND, asdict(message) | created(self._unit))
-        values = {f"new_{name}": value for name, value in updated(self._unit).items()}
-        bound = {"conversation": message.conversation_id, "new_last_offset": message.offset}
-        await self._connection.execute(_ADVANCE, bound | values)
 
     async def page(self, conversation_id: str, before: int | None, limit: int) -> Sequence[Message]:
         query = (

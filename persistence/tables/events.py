@@ -83,7 +83,7 @@ log_seed = Table(  # one row, random, made once: a channel's epoch is derived fr
     Column("seed", String(32), nullable=False),
 )
 
-log_cursors = Table(  # the newest sequence of each partition; locked by its sequencer while it writes
+log_cursors = Table(  # the newest sequence of each partition; its sequencer must find it as it left it
     "log_cursors",
     metadata,
     Column("partition", Integer, primary_key=True, autoincrement=False),

@@ -3,8 +3,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from sqlalchemy import insert, select, update
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.events import EventClass
 from domain.log import Entry
-from persistence.database import Database, DatabaseOptions
+from persistence.database import Database, DatabaseOptions, OutcomeUnknown
 from persistence.log import SqlEventLog
 from persistence.outbox import outbox_stats, partition_of
 from persistence.sequencer import Sequencer
@@ -260,6 +261,78 @@ async def test_an_old_sequencer_is_refused_even_before_the_new_one_writes(databa
     await commit(database, event("b1"))
     assert await old.run_once() == 0
     assert old.counts.fenced == 1
+
+
+async def test_an_old_sequencer_is_refused_although_all_it_has_is_poison(database: Database) -> None:
+    old, new = sequencer(database, Published()), sequencer(database, Published())
+    await old.run_once()
+    await new.run_once()
+    await commit(database, event("b1", poison="route"))
+    assert await old.run_once() == 0
+    assert old.counts.parked == 0
+    assert await new.run_once() == 1
+    assert new.counts.parked == 1
+
+
+async def test_who_takes_over_waits_for_a_batch_that_is_being_committed(database: Database) -> None:
+    old, published = sequencer(database, Published()), Published()
+    await commit(database, event("b1"))
+    written, may_commit = asyncio.Event(), asyncio.Event()
+    write = database.write
+
+    async def write_slowly(work: Callable[[AsyncConnection], Awaitable[Any]], **how: Any) -> Any:
+        async def and_wait(connection: AsyncConnection) -> Any:
+            result = await work(connection)
+            written.set()
+            await may_commit.wait()
+            return result
+
+        return await write(and_wait, **how)
+
+    await old._lead()  # only the batch is to be slow
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "write", write_slowly)
+        slow = asyncio.create_task(old.run_once())
+        await written.wait()
+    new = sequencer(database, published)
+    taking_over = asyncio.create_task(new.run_once())
+    await asyncio.sleep(0.2)
+    assert not new.leading
+    may_commit.set()
+    assert await slow == 1
+    assert await taking_over == 0, "all was sequenced by the batch before"
+    await commit(database, event("b1"))
+    assert await new.run_once() == 1
+    assert [(entry.channel, entry.offset, entry.sequence) for entry in await _all(database)] == [
+        ("booking:b1", 1, 1),
+        ("everybody", 1, 2),
+        ("booking:b1", 2, 3),
+        ("everybody", 2, 4),
+    ]
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_batch_whose_end_is_not_known_is_neither_lost_nor_doubled(database: Database, committed: bool) -> None:
+    one = sequencer(database, Published())
+    await commit(database, event("b1"))
+    await one.run_once()
+    await commit(database, event("b1"))
+    write = database.write
+
+    async def write_and_lose_the_answer(work: Callable[[AsyncConnection], Awaitable[Any]], **how: Any) -> Any:
+        if committed:
+            await write(work, **how)
+        raise OutcomeUnknown
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "write", write_and_lose_the_answer)
+        with pytest.raises(OutcomeUnknown):
+            await one.run_once()
+    await commit(database, event("b1"))
+    await _drain(one)
+    entries = await _all(database)
+    assert [entry.offset for entry in entries if entry.channel == "booking:b1"] == [1, 2, 3]
+    assert [entry.sequence for entry in entries] == [1, 2, 3, 4, 5, 6]
 
 
 async def test_a_dead_sequencer_is_replaced_within_five_seconds(database: Database) -> None:

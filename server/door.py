@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -166,6 +167,7 @@ def _has_secret(query: bytes) -> bool:
     return any(name.lower() in _SECRET_PARAMETERS or _LOOKS_LIKE_A_JWT.search(value) for name, value in pairs)
 
 
+@lru_cache(maxsize=4096)
 def _block(address: str) -> str:
     """What one subscriber line has: an IPv4 address, or an IPv6 /64."""
     ip = parse_ip(address)

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-import structlog
-
 from channels.lookups import Batch
 from channels.ports import SignedIn
 from channels.protocol import read_event
@@ -323,5 +321,5 @@ class LiveMetrics:
 @contextmanager
 def trace(origin: Origin, session_id: str) -> Iterator[None]:
     """Surrounds a command on a socket with its log context."""
-    with correlated(origin), structlog.contextvars.bound_contextvars(session=session_id):
+    with correlated(origin, session=session_id):
         yield

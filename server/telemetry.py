@@ -89,9 +89,9 @@ def sane_traceparent(value: str | None) -> str | None:
 
 
 @contextmanager
-def correlated(origin: Origin) -> Iterator[None]:
-    """Puts the origin's ids on every log line of this task, and of tasks it starts, until the block ends."""
-    ids = {"correlation_id": origin.correlation_id}
+def correlated(origin: Origin, **more: str) -> Iterator[None]:
+    """Puts the origin's ids, and more, on every log line of this task, and of tasks it starts, until the block ends."""
+    ids = {"correlation_id": origin.correlation_id, **more}
     if origin.traceparent is not None:
         ids["traceparent"] = origin.traceparent
     with structlog.contextvars.bound_contextvars(**ids):

@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from domain.errors import InvalidToken
+from server.ed25519 import SodiumPublicKey
 
 ALGORITHM: Final = "EdDSA"
 TOKEN_TYPE: Final = "at+jwt"  # noqa: S105 - a media type, not a secret
@@ -120,7 +121,7 @@ class SigningKey:
 
     def public(self, until: datetime | None = None) -> VerifyingKey:
         """The public half, valid until then."""
-        return VerifyingKey(self.kid, self.private.public_key(), until)
+        return VerifyingKey(self.kid, SodiumPublicKey(self.private.public_key()), until)
 
     def __repr__(self) -> str:
         return f"SigningKey(kid={self.kid!r})"

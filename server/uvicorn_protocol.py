@@ -178,6 +178,14 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self._small_frames_since = 0.0
         self._bytes_after_close = 0
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take over from HTTP, which knows both ends' addresses: asking the socket again costs two system calls."""
+        self.transport = cast(asyncio.Transport, transport)
+        http = cast(HttpProtocol, self.transport.get_protocol())
+        self.connections.add(self)
+        self.server, self.client = http.server, http.client
+        self.scheme = "wss" if http.scheme == "https" else "ws"
+
     # The loan
 
     def handle_connect(self, event: Request) -> None:

@@ -80,6 +80,7 @@ EXPECTED = {
     SocketProtocol: {
         "__init__",
         "connection_lost",
+        "connection_made",
         "data_received",
         "eof_received",
         "handle_close",
@@ -107,6 +108,13 @@ EXPECTED = {
     },
     DrainingServer: {"__init__", "shutdown"},
 }
+
+
+def test_what_is_not_left_to_uvicorn_when_http_hands_over_is_all_it_does_there() -> None:
+    """Ours does it without asking the socket for its addresses again, and does not call theirs."""
+    sources = (inspect.getsource(owner.connection_made) for owner in (SocketProtocol, WebSocketsSansIOProtocol))
+    ours, theirs = (set(re.findall(r"self\.(\w+)(?=[^=\n(]* = )", source)) for source in sources)
+    assert ours == theirs == {"transport", "server", "client", "scheme"}
 
 
 def test_options_turn_down_what_is_open_by_default() -> None:

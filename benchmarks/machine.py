@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import resource
+import shutil
+import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +16,9 @@ from pathlib import Path
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PACKAGES = ("uvicorn", "uvloop", "websockets", "httptools", "orjson", "sqlalchemy", "asyncmy", "redis")
+PROGRAMS = {"mariadbd": "--version", "redis-server": "--version", "node": "--version", "nginx": "-v"}
+"""What is measured with, or against, beside packages; and what asks for its version."""
+PROGRAM_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +103,20 @@ def version(package: str) -> str:
         return "-"
 
 
+def program_version(name: str) -> str:
+    """Of a system program; ``-`` when it is not there or does not say."""
+    path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if path is None:
+        return "-"
+    try:
+        done = subprocess.run([path, PROGRAMS[name]], capture_output=True, text=True, timeout=PROGRAM_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return "-"
+    # nginx tells it on standard error.
+    found = re.search(r"\d+(?:\.\d+)+", done.stdout + done.stderr)
+    return found.group() if found else "-"
+
+
 def describe() -> str:
     """One line about the hardware, without its name in any network."""
     model = platform.processor() or platform.machine()
@@ -111,7 +131,8 @@ def describe() -> str:
 def versions() -> str:
     """One line about the software."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return f"Python {platform.python_version()}, {packages}"
+    programs = ", ".join(f"{name} {program_version(name)}" for name in PROGRAMS)
+    return f"Python {platform.python_version()}, {packages}, {programs}"
 
 
 def loop_ms() -> float:

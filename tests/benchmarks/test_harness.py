@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +28,15 @@ from hatch_build import find_compiler
 
 with_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler")
 CORES = machine.cores()
+
+
+def test_results_name_the_versions_of_programs_too() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", machine.program_version("redis-server"))
+
+
+def test_a_program_that_is_not_there_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PROGRAMS", {"no-such-program": "--version"})
+    assert machine.program_version("no-such-program") == "-"
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,12 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, insert, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.security import GENESIS, AuditEntry, SecurityFact, chained, flaw_of
 from domain.types import Origin
-from persistence.database import Database, RetryTransaction
-from persistence.driver_errors import Trouble, trouble_of
+from persistence.database import Database
+from persistence.race import start_over_if_taken
 from persistence.tables import audit_head, audit_log
 
 VERIFY_ROWS = 1_000
@@ -54,12 +53,8 @@ async def append_to_audit_log(
     entries = chained(facts, head.number if head else 0, head.hash if head else GENESIS, at, origin.correlation_id)
     newest = {"number": entries[-1].number, "hash": entries[-1].hash}
     if head is None:
-        try:
+        with start_over_if_taken("the audit log's head"):
             await connection.execute(insert(audit_head), {"id": _HEAD_ID, **newest})
-        except IntegrityError as error:
-            if trouble_of(error) is Trouble.DUPLICATE:
-                raise RetryTransaction("somebody else began the audit log") from error
-            raise
     else:
         await connection.execute(update(audit_head).where(audit_head.c.id == _HEAD_ID).values(newest))
     await connection.execute(insert(audit_log), [asdict(entry) for entry in entries])

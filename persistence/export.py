@@ -13,14 +13,13 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.errors import Unavailable
 from domain.log import Entry
-from persistence.database import Database, RetryTransaction
-from persistence.driver_errors import Trouble, trouble_of
+from persistence.database import Database
 from persistence.log import ENTRY_COLUMNS, entry_of
+from persistence.race import start_over_if_taken
 from persistence.tables import export_cursors, export_held, log, log_cursors
 
 
@@ -107,12 +106,8 @@ class ExportStore:
                 newest = select(func.coalesce(func.max(log_cursors.c.sequence), 0)).where(log_cursors.c.partition == 0)
                 sequence = int((await connection.execute(newest)).scalar_one())
                 first = {"target": self._target, "sequence": sequence, "event_id": "", "fence": token}
-                try:
+                with start_over_if_taken("the cursor"):
                     await connection.execute(insert(export_cursors), first)
-                except IntegrityError as error:
-                    if trouble_of(error) is Trouble.DUPLICATE:
-                        raise RetryTransaction("another node made the cursor") from error
-                    raise
                 return Cursor(sequence, "")
             if row.fence > token:
                 raise Superseded

@@ -12,13 +12,12 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 from sqlalchemy import bindparam, delete, insert, select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.errors import FixnadoError, KeyReused
 from domain.types import JSON
 from persistence.database import Database, RetryTransaction
-from persistence.driver_errors import Trouble, trouble_of
+from persistence.race import start_over_if_taken
 from persistence.tables import idempotency_keys
 
 _FIND = select(idempotency_keys.c.fingerprint, idempotency_keys.c.result).where(
@@ -51,17 +50,12 @@ class SqlIdempotencyKeys:
         """Keep a result, to be seen if and only if this transaction commits.
 
         Raises:
-            RetryTransaction: a concurrent transaction has stored under this key. Let it through: the whole
-            transaction starts
-                over and finds that one.
+            RetryTransaction: a concurrent transaction has stored under this key. Let it through: the whole transaction
+                starts over and finds that one.
         """
         row = {"user_id": user_id, "key": key, "fingerprint": fingerprint, "result": result, "created_at": now}
-        try:
+        with start_over_if_taken(f"key {key} of {user_id}"):
             await self._connection.execute(_STORE, row)
-        except IntegrityError as error:
-            if trouble_of(error) is Trouble.DUPLICATE:
-                raise RetryTransaction(f"key {key} of {user_id} was stored meanwhile") from error
-            raise
 
     async def once(
         self, user_id: str, key: str, fingerprint: str, now: datetime, work: Callable[[], Awaitable[JSON]]

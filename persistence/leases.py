@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from sqlalchemy import bindparam, insert, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from persistence.database import Database, RetryTransaction, utc_now
-from persistence.driver_errors import Trouble, trouble_of
+from persistence.database import Database, utc_now
+from persistence.race import start_over_if_taken
 from persistence.tables import leases
 
 _LOCK = {
@@ -68,12 +67,8 @@ class Leases:
             if row is None:
                 now = (await connection.execute(_NOW[self._database.dialect])).scalar_one()
                 first = {"name": name, "holder": holder, "token": 1, "expires_at": now + timedelta(seconds=ttl_seconds)}
-                try:
+                with start_over_if_taken(f"lease {name}"):
                     await connection.execute(_FIRST, first)
-                except IntegrityError as error:
-                    if trouble_of(error) is Trouble.DUPLICATE:
-                        raise RetryTransaction(f"somebody else made lease {name}") from error
-                    raise
                 return 1
             if row.holder != holder and row.expires_at > row.now:
                 return None

@@ -20,15 +20,14 @@ from typing import Any, TypeVar
 from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
 from sqlalchemy.dialects.mysql import insert as mysql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import Select
 
 from domain.events import EventClass
 from domain.log import Entry, Head
-from persistence.database import Database, RetryTransaction
+from persistence.database import Database
 from persistence.deletion import BatchDelete
-from persistence.driver_errors import Trouble, trouble_of
+from persistence.race import start_over_if_taken
 from persistence.tables import channel_heads, log, log_cursors, log_seed
 
 V = TypeVar("V")
@@ -166,12 +165,8 @@ async def ensure_seed(connection: AsyncConnection) -> str:
     if seed is not None:
         return seed
     seed = secrets.token_hex(16)
-    try:
+    with start_over_if_taken("the seed"):
         await connection.execute(insert(log_seed), {"id": 1, "seed": seed})
-    except IntegrityError as error:
-        if trouble_of(error) is Trouble.DUPLICATE:
-            raise RetryTransaction("another node made the seed") from error
-        raise
     return seed
 
 

@@ -36,7 +36,6 @@ from typing import Any
 from sqlalchemy import Row, Text, bindparam, insert, literal_column, select, type_coerce, update
 from sqlalchemy.dialects.mysql import insert as mysql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import Select
 
@@ -44,11 +43,11 @@ from domain.backoff import grown
 from domain.errors import Unavailable
 from domain.log import Entry
 from persistence.batch import Batch, Encode, Route
-from persistence.database import Database, RetryTransaction
+from persistence.database import Database
 from persistence.deletion import BatchDelete
-from persistence.driver_errors import Trouble, trouble_of
 from persistence.leases import Leases
 from persistence.log import ensure_seed, epoch_of
+from persistence.race import start_over_if_taken
 from persistence.tables import channel_heads, log, log_cursors, outbox, outbox_parked
 
 logger = logging.getLogger(__name__)
@@ -233,12 +232,8 @@ class Sequencer:
         cursor = (await connection.execute(_LOCK_CURSOR, {"part": self._partition})).one_or_none()
         if cursor is None:
             first = {"partition": self._partition, "sequence": 0, "fence": token}
-            try:
+            with start_over_if_taken("the cursor"):
                 await connection.execute(insert(log_cursors), first)
-            except IntegrityError as error:
-                if trouble_of(error) is Trouble.DUPLICATE:
-                    raise RetryTransaction("another node made the cursor") from error
-                raise
         else:
             newest = cursor.sequence
             if cursor.fence < token:
@@ -343,13 +338,9 @@ class Sequencer:
 
     @staticmethod
     async def _write_log(connection: AsyncConnection, batch: Batch) -> None:
-        try:
+        # A head that is not there cannot be locked: two partitions may begin the same channel at once.
+        with start_over_if_taken("the channel's first entry"):
             await connection.execute(_WRITE_LOG, batch.log_rows())
-        except IntegrityError as error:
-            # A head that is not there cannot be locked: two partitions may begin the same channel at once.
-            if trouble_of(error) is Trouble.DUPLICATE:
-                raise RetryTransaction("another partition began the channel") from error
-            raise
 
     def _epoch_of(self, channel: str) -> str:
         return epoch_of(self._seed, channel)

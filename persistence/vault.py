@@ -31,12 +31,11 @@ from typing import Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import insert, select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.errors import Unavailable
-from persistence.database import Database, RetryTransaction, database_now
-from persistence.driver_errors import Trouble, trouble_of
+from persistence.database import Database, database_now
+from persistence.race import start_over_if_taken
 from persistence.tables import data_keys
 
 logger = logging.getLogger(__name__)
@@ -202,12 +201,8 @@ class DatabaseVault:
             newest = await _newest(connection)
             if newest == before:
                 row = {"version": before + 1, "wrapped": wrapped, "wrapped_by": self._master.name}
-                try:
+                with start_over_if_taken("this version"):
                     await connection.execute(insert(data_keys), row | {"created_at": await database_now(connection)})
-                except IntegrityError as error:
-                    if trouble_of(error) is Trouble.DUPLICATE:
-                        raise RetryTransaction("another node has made this version") from error
-                    raise
             # Else another node was quicker, and its key is as good.
             return max(newest, before + 1)
 

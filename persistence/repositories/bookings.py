@@ -16,9 +16,9 @@ from domain.identity import Actor
 from domain.offers import LIVE
 from domain.sla import Clock, ClockName, ClockStatus, Sla, Targets
 from domain.types import Interval, Money, Point
+from persistence.race import start_over_if_taken
 from persistence.repositories.audit import created, updated
 from persistence.repositories.market import clash
-from persistence.repositories.race import insert_or_retry
 from persistence.tables import booking_declines, bookings, offers, provider_skills, provider_zones, sla_policies
 from persistence.unit_of_work import UnitOfWork
 
@@ -231,7 +231,8 @@ class SqlBookings:
         policy = replace(policy, version=(version or 0) + 1)
         values = {name: getattr(policy, name) for name in _POLICY_COLUMNS}
         if version is None:
-            await insert_or_retry(self._connection, sla_policies, values | created(self._unit))
+            with start_over_if_taken("the policy"):
+                await self._connection.execute(insert(sla_policies), values | created(self._unit))
         else:
             await self._connection.execute(update(sla_policies).where(same).values(values | updated(self._unit)))
         return policy

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Row, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from domain.flags import Flag, FlagSource, FlagState
-from persistence.database import RetryTransaction
-from persistence.driver_errors import Trouble, trouble_of
+from persistence.race import start_over_if_taken
 from persistence.repositories.audit import created, updated
 from persistence.tables import flags
 from persistence.unit_of_work import UnitOfWork
@@ -32,12 +30,8 @@ class SqlFlags:
         return None if row is None else _flag(row)
 
     async def add(self, flag: Flag) -> None:
-        try:
+        with start_over_if_taken(f"flag {flag.name}"):
             await self._connection.execute(insert(flags), {"name": flag.name} | _columns(flag) | created(self._unit))
-        except IntegrityError as error:
-            if trouble_of(error) is Trouble.DUPLICATE:
-                raise RetryTransaction(f"somebody else made flag {flag.name}") from error
-            raise
 
     async def save(self, flag: Flag) -> None:
         await self._connection.execute(

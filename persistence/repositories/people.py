@@ -12,8 +12,8 @@ from sqlalchemy.exc import IntegrityError
 
 from domain.errors import EmailTaken
 from domain.identity import Actor, Membership, MembershipRole, RefreshToken, Role, SignIn, User
-from persistence.database import RetryTransaction
 from persistence.driver_errors import Trouble, trouble_of
+from persistence.race import start_over_if_taken
 from persistence.repositories.audit import created, updated
 from persistence.tables import (
     federated_identities,
@@ -185,12 +185,8 @@ class SqlPeople:
         return asdict(user) | {"email": user.email.lower(), "roles": sorted(user.roles)} | created(self._unit)
 
     async def _insert_or_start_over(self, table: Table, row: dict[str, Any]) -> None:
-        try:
+        with start_over_if_taken(f"the same row of {table.name}"):
             await self._connection.execute(insert(table), row)
-        except IntegrityError as error:
-            if trouble_of(error) is Trouble.DUPLICATE:
-                raise RetryTransaction(f"a concurrent transaction wrote the same row of {table.name}") from error
-            raise
 
 
 def _actor(rows: Sequence[Any]) -> Actor:

@@ -22,8 +22,8 @@ from domain.providers import ProviderStatus, Strategy, Zone
 from domain.types import JSON, Point
 from domain.zones import ACCEPTANCES, Counted, Figures, Imported
 from persistence.geometry import ZoneIndex, parse_geometry
+from persistence.race import start_over_if_taken
 from persistence.repositories.audit import created, updated
-from persistence.repositories.race import insert_or_retry
 from persistence.tables import bookings, provider_zones, providers, zone_figures, zone_generation, zones
 from persistence.unit_of_work import UnitOfWork
 from persistence.zone_import import ReadZone, overlaps, problem, read_zones, shortened
@@ -207,7 +207,8 @@ class SqlZones:
             "counted_at": figures.counted_at,
         }
         if figures.version == 1:
-            await insert_or_retry(self._connection, zone_figures, values | {"zone_id": zone_id})
+            with start_over_if_taken(f"the figures of {zone_id}"):
+                await self._connection.execute(insert(zone_figures), values | {"zone_id": zone_id})
         else:
             await self._connection.execute(update(zone_figures).where(zone_figures.c.zone_id == zone_id).values(values))
 

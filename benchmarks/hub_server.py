@@ -178,7 +178,7 @@ async def main() -> None:
     realtime = Realtime(
         Ports(heads, broker, everybody, everybody, everybody, everybody, everybody, everybody, clock),
         LIMITS,
-        metrics=LiveMetrics(Metrics(methods=COMMANDS, close_codes=list(CloseCode))),
+        metrics=LiveMetrics(Metrics(methods=COMMANDS, close_codes=list(CloseCode)), clock),
         write_each=fanout.in_c(fanout.LIBRARY),
     )
     policy = DoorPolicy(max_sockets=100_000, max_sockets_per_address=100_000)

@@ -50,7 +50,7 @@ from domain.second_factor import SecondFactor
 from domain.security import AuditEntry, SecurityKind
 from domain.sign_ins import IdentityPorts, SessionPolicy, SignIns
 from domain.types import Origin, new_id
-from persistence.database import Database, DatabaseOptions
+from persistence.database import Database, DatabaseOptions, database_now
 from persistence.geometry import ZoneIndex
 from persistence.log import SqlEventLog
 from persistence.migrate import is_current
@@ -62,7 +62,7 @@ from server import fanout, specs
 from server.aws import Aws, AwsOptions
 from server.calendar_feed import CalendarFeeds
 from server.calendar_fetch import CalendarFetcher, CalendarSync
-from server.clock import SystemClock
+from server.clock import ClockWatch, SystemClock
 from server.courier import Courier, NotificationPruner
 from server.diagnosis import database_trouble
 from server.door import Door, DoorPolicy
@@ -193,6 +193,10 @@ class Application:
         # What survives.
         self.database = Database(settings.database_url, database_options(settings))
         self.log: EventLog = SqlEventLog(self.database)
+        # An embedded database has this machine's clock.
+        self._clock_watch: ClockWatch | None = None
+        if not settings.embedded:
+            self._clock_watch = ClockWatch(partial(self.database.read, database_now), clock, self.metrics)
         zones = ZoneIndex()
         self.transactions: Transactions[SqlUnitOfWork] = Transactions(
             self.database,
@@ -282,7 +286,7 @@ class Application:
                 clock=clock,
             ),
             limits,
-            metrics=LiveMetrics(self.metrics),
+            metrics=LiveMetrics(self.metrics, clock),
             presence=self.presence,
             write_each=fanout.load(),
             buckets=self.buckets,
@@ -405,6 +409,9 @@ class Application:
             Unavailable: the database is away, or its schema is not the one this version needs.
         """
         await self.check_schema()
+        if self._clock_watch is not None:
+            await self._clock_watch.look()
+            self.workers.start("clock", self._clock_watch.run)
         try:
             await self.vault.check()
         except Unavailable as error:

@@ -5,7 +5,6 @@ went.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -70,7 +69,7 @@ class TokenDoorman:
             identity, expires_at = await self._issuer.tokens.verify(token)
             origin = Origin(new_id(self._clock.now()))
             return SignedIn(await self._issuer.people.actor(identity, origin), expires_at)
-        claims = self._tokens.verify(token)
+        claims = self._tokens.verify(token, self._clock.now())
         named = (claims.user_id, claims.session_id)
         actor = (await self._actors.get([named])).get(named)
         if actor is None:
@@ -293,8 +292,9 @@ class SocketAcknowledgements:
 class LiveMetrics:
     """Counts of the live side, into the process's metrics; see :class:`channels.ports.Metrics`."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, clock: SystemClock) -> None:
         self._metrics = metrics
+        self._clock = clock
         self.delivered = metrics.deliveries.inc
         self.dropped = metrics.dropped.inc
         self.healed = metrics.gaps_healed.inc
@@ -308,7 +308,7 @@ class LiveMetrics:
         # The frame is ours and its shape is fixed, so the time is found without parsing it.
         start = entry.frame.find(_TIME) + len(_TIME)
         happened_at = datetime.fromisoformat(entry.frame[start : entry.frame.index(b'"', start)].decode())
-        self._metrics.commit_to_write_seconds.observe(max(0.0, time.time() - happened_at.timestamp()))
+        self._metrics.commit_to_write_seconds.observe(max(0.0, (self._clock.now() - happened_at).total_seconds()))
 
     def session_closed(self, code: int | None) -> None:
         self._metrics.sockets.dec()

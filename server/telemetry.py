@@ -285,6 +285,9 @@ class Metrics:
         self.sequenced = self._counter("sequenced_entries", "Log entries this node's sequencer wrote.")
         self.parked = self._counter("parked_events", "Poison events this node's sequencer put aside: look at each.")
         self.sequencing_failures = self._counter("sequencing_failures", "Runs of the sequencer that failed.")
+        self.clock_ahead_seconds = self._gauge(
+            "clock_ahead_seconds", "By how much this machine's clock is ahead of the database's."
+        )
         self.loop_lag_seconds = self._histogram(
             "loop_lag_seconds", "How late the event loop woke a sleeping task.", _LAG_SECONDS
         )

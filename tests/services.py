@@ -52,6 +52,18 @@ def program(name: str, package: str) -> str:
     return found
 
 
+def faketime() -> Path:
+    """The library that shows a process another time, to be preloaded.
+
+    Raises:
+        ServiceMissing: it is not installed.
+    """
+    for directory in ("/usr/lib", "/usr/lib64", "/usr/local/lib"):
+        for found in sorted(Path(directory).glob("**/faketime/libfaketime.so.1")):
+            return found
+    raise ServiceMissing("libfaketime is not installed; run .ci/ensure-system, or type: apt-get install libfaketime")
+
+
 class Server:
     """One process with a port and a directory of its own. A context manager: entering starts, leaving kills it."""
 

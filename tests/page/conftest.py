@@ -1,78 +1,28 @@
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
 from tests.acceptance.client import ADMIN, Rest
+from tests.acceptance.demo import Demo
 from tests.acceptance.town import end_all_bookings
 from tests.page.three_people import ThreePeople
-from tests.processes import Running, launch
-from tests.services import ServiceMissing, free_port
-
-START_SECONDS = 40.0
+from tests.services import ServiceMissing
 
 
-class FixnadoServer:
-    """The product as a process of its own. It may be killed and started again on the same port and database."""
+class FixnadoServer(Demo):
+    """A server with the page."""
 
-    def __init__(self, directory: Path, command: str, settings: dict[str, str]) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/"
-        self._directory = directory
-        self._log = directory / "server.log"
-        self._arguments = [command, "--port", str(self.port)]
-        self._environment = {
-            **os.environ,
-            "FIXNADO_DATABASE_URL": f"sqlite+aiosqlite:///{directory / 'page.db'}",
-            "FIXNADO_DRAIN_SECONDS": "0.2",
-            **settings,
-        }
-        self._process: Running | None = None
-
-    def start(self) -> Self:
-        self._process = launch(self._arguments, self._log, self._directory, self._environment)
-        give_up_at = time.monotonic() + START_SECONDS
-        while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > give_up_at:
-                raise AssertionError(f"the server did not start:\n{self._log.read_text()[-4000:]}")
-            time.sleep(0.05)
-        return self
-
-    def kill(self) -> None:
-        """As a crash or the kernel would: nothing is said to anybody."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait(10)
-
-    def stop(self) -> None:
-        """As an operator would: sockets are drained."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(15)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise
-
-    def _is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}health/ready", timeout=2) as answer:  # noqa: S310 — a URL of our own
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+    @property
+    def url(self) -> str:
+        return f"{self.base}/"
 
 
 StartServer = Callable[..., AbstractContextManager[FixnadoServer]]
@@ -83,12 +33,9 @@ def start_server(tmp_path: Path) -> StartServer:
     """Starts ``fixnado demo`` or ``serve`` with an empty database and settings of the test's own."""
 
     @contextmanager
-    def start(command: str = "demo", **settings: str) -> Iterator[FixnadoServer]:
-        server = FixnadoServer(tmp_path, command, settings).start()
-        try:
+    def start(command: str = "demo", **settings: Any) -> Iterator[FixnadoServer]:
+        with FixnadoServer(tmp_path, command=command, **settings) as server:
             yield server
-        finally:
-            server.kill()
 
     return start
 
@@ -103,9 +50,8 @@ def demo(start_server: StartServer) -> Iterator[FixnadoServer]:
 @pytest.fixture(scope="session")
 def _shared_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FixnadoServer]:
     # Nobody of one test is still online in the next.
-    server = FixnadoServer(tmp_path_factory.mktemp("page"), "demo", {"FIXNADO_LINGER_SECONDS": "0.5"}).start()
-    yield server
-    server.kill()
+    with FixnadoServer(tmp_path_factory.mktemp("page"), linger_seconds=0.5) as server:
+        yield server
 
 
 @pytest_asyncio.fixture(loop_scope="session")

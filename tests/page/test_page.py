@@ -147,7 +147,7 @@ async def test_a_killed_server_is_found_again_and_nothing_is_lost_or_doubled(
 
 async def test_a_server_that_is_replaced_drains_its_sockets(first_people: ThreePeople, demo: FixnadoServer) -> None:
     people = first_people
-    await asyncio.to_thread(demo.stop)
+    await asyncio.to_thread(demo.terminate)
     await asyncio.to_thread(demo.start)
     await people.all_live()
     await people.book_and_accept()
@@ -251,7 +251,7 @@ async def test_another_account_can_be_signed_in_to(people: ThreePeople) -> None:
 
 
 async def test_tokens_renew_on_the_live_socket(start_server: StartServer, browser: Browser) -> None:
-    with start_server(FIXNADO_ACCESS_TOKEN_SECONDS="10", FIXNADO_ACCESS_TOKEN_LEEWAY_SECONDS="0") as server:
+    with start_server(access_token_seconds=10, access_token_leeway_seconds=0) as server:
         async with ThreePeople.opened(browser, server.url) as people:
             await people.all_live()
             frames: list[str] = []

@@ -69,6 +69,7 @@ class SequencerOptions:
             writers; without a pause it would take their commits one by one, at their cost.
         pace_share: the pause as a share of what the batch before it took, if that is longer: where batches take long,
             there is much else to do, and fewer and larger ones leave more time for it.
+        pace_most_seconds: and no longer pause than this, however long a batch has taken.
         poll_seconds: how often an idle sequencer looks for rows that nobody nudged it about (other nodes' commits).
         lease_seconds: life of the lease; with ``takeover_seconds`` it bounds how long a dead sequencer is missed.
         takeover_seconds: how often one that waits asks for the lease.
@@ -78,6 +79,7 @@ class SequencerOptions:
     batch_rows: int = 500
     pace_seconds: float = 0.001
     pace_share: float = 1 / 3
+    pace_most_seconds: float = 0.1
     poll_seconds: float = 0.5
     lease_seconds: float = 3.5
     takeover_seconds: float = 0.8
@@ -271,7 +273,8 @@ class Sequencer:
         if await self._take_batch() == self._options.batch_rows:
             self._wake.set()
         ended = clock()
-        self._not_before = ended + max(self._options.pace_seconds, (ended - began) * self._options.pace_share)
+        paced = min((ended - began) * self._options.pace_share, self._options.pace_most_seconds)
+        self._not_before = ended + max(self._options.pace_seconds, paced)
         return self._idle_seconds()
 
     def _idle_seconds(self) -> float:

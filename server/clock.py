@@ -3,7 +3,8 @@
 Offers run out, timers fall due, tokens and one-time codes are judged by the time of day, on whichever node is asked. A
 machine whose clock is minutes off would end offers that another has just made. So a node compares its clock with the
 database's, as Cristian's algorithm does it (1989): the answer's moment is the middle between question and answer. If
-the difference is more than clocks that are kept in order have, the database's time counts on this node too.
+the difference is more than clocks that are kept in order have, the database's time counts on this node too: for what
+the product itself decides. What others sign (AWS, an identity provider) is judged by the machine's own clock.
 """
 
 from __future__ import annotations
@@ -29,17 +30,32 @@ QUESTIONS = 3
 
 
 class SystemClock:
-    """The time of day; see :class:`domain.ports.Clock`.
+    """The time of day; see :class:`domain.ports.Clock`. It is this machine's until a :class:`ClockWatch` sets it.
 
-    Attributes:
-        correction: added to what this machine takes for the time; set by a :class:`ClockWatch`.
+    Once it was set it runs on by the monotonic clock, so it stays right when somebody sets the machine's.
     """
 
     def __init__(self) -> None:
-        self.correction = timedelta(0)
+        self._set: tuple[datetime, float] | None = None
 
     def now(self) -> datetime:
-        return datetime.now(UTC) + self.correction
+        if self._set is None:
+            return datetime.now(UTC)
+        moment, at = self._set
+        return moment + timedelta(seconds=time.monotonic() - at)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it shows another time than this machine does."""
+        return self._set is not None
+
+    def set(self, moment: datetime) -> None:
+        """It is so late now."""
+        self._set = moment, time.monotonic()
+
+    def reset(self) -> None:
+        """Show this machine's time."""
+        self._set = None
 
 
 class ClockWatch:
@@ -72,21 +88,24 @@ class ClockWatch:
         Raises:
             Unavailable: the database is away.
         """
-        took, ahead = min([await self._compared() for _ in range(QUESTIONS)])
-        if took / 2 > TOLERATED_SECONDS:
-            return  # The answer may be as wrong as the clock.
-        self._metrics.clock_ahead_seconds.set(ahead)
-        wanted = -ahead if abs(ahead) > TOLERATED_SECONDS else 0.0
-        present = self._clock.correction.total_seconds()
-        if wanted != present and (abs(wanted - present) > TOLERATED_SECONDS or wanted == 0.0):
-            self._clock.correction = timedelta(seconds=wanted)
-            tell = log.warning if wanted else log.info
-            consequence = "the database's time counts here" if wanted else "this machine's time counts again"
-            tell("clock_corrected", ahead_of_the_database_seconds=round(ahead, 3), consequence=consequence)
+        doubt, machine_ahead, shown_ahead = min([await self._compared() for _ in range(QUESTIONS)])
+        self._metrics.clock_ahead_seconds.set(machine_ahead)
+        if self._clock.is_set and abs(machine_ahead) + doubt < TOLERATED_SECONDS / 2:
+            self._clock.reset()
+            log.info("clock_corrected", consequence="this machine's time counts again")
+        elif abs(shown_ahead) - doubt > TOLERATED_SECONDS:
+            self._clock.set(self._clock.now() - timedelta(seconds=shown_ahead))
+            ahead = round(machine_ahead, 3)
+            log.warning(
+                "clock_corrected", ahead_of_the_database_seconds=ahead, consequence="the database's time counts here"
+            )
 
-    async def _compared(self) -> tuple[float, float]:
-        """How long the answer took, and by how much this machine's clock is ahead of it, both in seconds."""
-        asked, began = datetime.now(UTC), time.monotonic()
+    async def _compared(self) -> tuple[float, float, float]:
+        """By how much the comparison may be wrong, and by how much this machine's clock and the one that is shown are
+        ahead of the database's, all in seconds.
+        """
+        machine, shown, began = datetime.now(UTC), self._clock.now(), time.monotonic()
         told = await self._ask()
-        took = time.monotonic() - began
-        return took, (asked + timedelta(seconds=took / 2) - told).total_seconds()
+        doubt = (time.monotonic() - began) / 2
+        middle = told - timedelta(seconds=doubt)
+        return doubt, (machine - middle).total_seconds(), (shown - middle).total_seconds()

@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import bindparam, func, insert, select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.errors import Unavailable
@@ -227,6 +228,30 @@ async def test_a_lock_that_is_never_released_ends_in_unavailable(mysql: Database
 
 async def _mark(connection: AsyncConnection, user: str) -> None:
     await connection.execute(_MARK, {"who": user, "mark": 9})
+
+
+async def test_a_transaction_whose_client_is_gone_without_a_word_lets_go(mysql: Database) -> None:
+    """As when a machine loses its power: nobody ends the transaction, and the connection stays for hours."""
+    brief = Database(mysql.url, replace(OPTIONS, transaction_timeout_seconds=1.0))
+    row = read_marks.c.conversation_id == "c"
+
+    async def prepare(connection: AsyncConnection) -> None:
+        await connection.execute(insert(read_marks), {"conversation_id": "c", "user_id": "u", "read_offset": 0})
+
+    async def take(connection: AsyncConnection) -> None:
+        await connection.execute(update(read_marks).where(row).values(read_offset=1))
+
+    await mysql.write(prepare)
+    async with brief.schema_connection() as gone:
+        await take(gone)
+        began = time.monotonic()
+        await mysql.write(take)
+        assert 0.3 < time.monotonic() - began < 6.0
+        # The driver is not told before it asks.
+        with pytest.raises(DBAPIError):
+            await gone.execute(text("SELECT 1"))
+        await gone.invalidate()
+    await brief.close()
 
 
 async def test_another_process_that_holds_sqlites_lock_is_waited_for(sqlite_url: str) -> None:

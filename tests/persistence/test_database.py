@@ -340,7 +340,7 @@ async def test_work_that_goes_on_waiting_after_its_deadline_is_ended(
 ) -> None:
     """As a driver would that overhears the deadline while it connects, at a server that is frozen."""
     monkeypatch.setattr("persistence.deadline.AGAIN_SECONDS", 0.1)
-    brief = Database(database.url, DatabaseOptions(tls="off", transaction_timeout_seconds=0.1))
+    brief = Database(database.url, DatabaseOptions(tls="off", transaction_timeout_seconds=0.5))
 
     async def work(connection: AsyncConnection) -> None:
         await _count(connection)
@@ -353,7 +353,7 @@ async def test_work_that_goes_on_waiting_after_its_deadline_is_ended(
             with pytest.raises(Unavailable):
                 await transaction(work)
     assert brief.in_use == 0
-    await _two_rows(brief)
+    await _two_rows(database)
     assert await brief.read(_count) == 2
     await brief.close()
 

@@ -81,7 +81,8 @@ class DatabaseOptions:
         transaction_timeout_seconds: bound of one transaction with all its retries, and so of every answer it waits for.
         statement_timeout_seconds: after which MySQL itself ends a statement; ``None`` for no bound. A statement whose
             caller has given up goes on at the server otherwise. MariaDB ends any statement, MySQL only a SELECT; one
-            that changes rows waits for locks at most ``lock_timeout_seconds`` there.
+            that changes rows waits for locks at most ``lock_timeout_seconds`` there. MariaDB also ends a transaction
+            that does nothing for so long.
         recycle_seconds: age at which an idle MySQL connection is replaced; below the server's ``wait_timeout`` and
             the idle limit of what stands between (NAT and load balancers drop after 350 s or so).
         tls: ``required``: encrypted and the server's certificate checked, else no connection. ``off``: plaintext.
@@ -456,8 +457,7 @@ def _mysql_arguments(options: DatabaseOptions) -> dict[str, Any]:
         "init_command": (
             "SET time_zone = '+00:00', sql_notes = 0, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',"
             f" innodb_lock_wait_timeout = {int(options.lock_timeout_seconds)}"
-            f"{_statement_limit(options.statement_timeout_seconds)}"
-            f"{_idle_limit(options.transaction_timeout_seconds)}"
+            f"{_limits(options.statement_timeout_seconds)}"
         ),
     }
     if options.tls == "required":
@@ -487,20 +487,19 @@ def _mysql_engines(url: URL, options: DatabaseOptions) -> tuple[AsyncEngine, Asy
     return engine("READ COMMITTED"), engine("AUTOCOMMIT", skip_autocommit_rollback=True)
 
 
-def _statement_limit(seconds: float | None) -> str:
-    """The end of a SET statement. The two servers have different names for it, and each runs only its own comment:
-    MariaDB skips those with MySQL's version numbers from 5.7 on.
+def _limits(seconds: float | None) -> str:
+    """The end of a SET statement: how long a statement may take, and how long a transaction may do nothing.
+
+    One whose client is gone without a word, like a machine without power, so lets go of its locks. MySQL has no such
+    limit; there the network's keepalive decides. The two servers have different names, and each runs only its own
+    comment: MariaDB skips those with MySQL's version numbers from 5.7 on.
     """
     if seconds is None:
         return ""
     milliseconds = max(1, round(seconds * 1000))
-    mariadb = f"/*M!100101 , max_statement_time = {milliseconds / 1000:g} */"
+    mariadb = (
+        f"/*M!100101 , max_statement_time = {milliseconds / 1000:g} */"
+        f" /*M!100300 , idle_transaction_timeout = {math.ceil(seconds)} */"
+    )
     mysql = f"/*!50708 , max_execution_time = {milliseconds} */"
     return f" {mariadb} {mysql}"
-
-
-def _idle_limit(seconds: float) -> str:
-    """The end of a SET statement: a transaction whose client is gone without a word, like a machine without power,
-    lets go of its locks after this. MySQL has no such limit; there the network's keepalive decides.
-    """
-    return f" /*M!100300 , idle_transaction_timeout = {max(1, math.ceil(seconds))} */"

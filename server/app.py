@@ -193,10 +193,7 @@ class Application:
         # What survives.
         self.database = Database(settings.database_url, database_options(settings))
         self.log: EventLog = SqlEventLog(self.database)
-        # An embedded database has this machine's clock.
-        self._clock_watch: ClockWatch | None = None
-        if not settings.embedded:
-            self._clock_watch = ClockWatch(partial(self.database.read, database_now), clock, self.metrics)
+        self._clock_watch = ClockWatch(partial(self.database.read, database_now), clock, self.metrics)
         zones = ZoneIndex()
         self.transactions: Transactions[SqlUnitOfWork] = Transactions(
             self.database,
@@ -409,7 +406,7 @@ class Application:
             Unavailable: the database is away, or its schema is not the one this version needs.
         """
         await self.check_schema()
-        if self._clock_watch is not None:
+        if not self.settings.embedded:  # there it is one clock
             await self._clock_watch.look()
             self.workers.start("clock", self._clock_watch.run)
         try:

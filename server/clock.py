@@ -14,13 +14,11 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
-import structlog
-
 from domain.errors import Unavailable
-from server.telemetry import Metrics
+from server.telemetry import Metrics, logger
 from server.workers import pause
 
-log = structlog.get_logger(__name__)
+log = logger(__name__)
 
 TOLERATED_SECONDS = 1.0
 """Clocks that NTP keeps differ by milliseconds; within this nobody is corrected, so that the time does not jitter."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ from functools import partial
 import uvloop
 
 from benchmarks import town
-from benchmarks.machine import Share, cpu_seconds
+from benchmarks.machine import Share, cpu_seconds, no_collections
 from benchmarks.results import Figure, Outcome, median, quantity
 from benchmarks.scene import Scene
 from benchmarks.wire import Client
@@ -66,13 +65,10 @@ async def _measure(scene: Scene) -> Outcome:
 
 
 async def _round(node: town.Node, citizens: list[town.Citizen], rounds: Rounds) -> None:
-    # A walk of the generator's collector takes a tenth of a second, in which nobody connects.
-    gc.collect()
-    gc.disable()
-    share, cpu_before, began = Share(), cpu_seconds(node.pid), time.monotonic()
-    clients = await _all(node.port, citizens)
-    seconds = time.monotonic() - began
-    gc.enable()
+    with no_collections():
+        share, cpu_before, began = Share(), cpu_seconds(node.pid), time.monotonic()
+        clients = await _all(node.port, citizens)
+        seconds = time.monotonic() - began
     rounds.rates.append(len(citizens) / seconds)
     rounds.shares.append(share.read())
     rounds.used.append((cpu_seconds(node.pid) - cpu_before) / seconds)

@@ -9,7 +9,6 @@ over loopback; the time from sending the command is shown as well.
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 import uvloop
 
 from benchmarks import town
-from benchmarks.machine import Share, cpu_seconds
+from benchmarks.machine import Share, cpu_seconds, no_collections
 from benchmarks.results import Figure, Outcome, percentile
 from benchmarks.scene import Scene
 from benchmarks.wire import JSON, Client, WireError
@@ -101,15 +100,12 @@ async def _measure(scene: Scene, backing: town.Backing, count: int) -> Figure:
                 await person.arrive([node.port for node in nodes], number)
 
         await asyncio.gather(*(arrive(person, number) for number, person in enumerate(people)))
-        # A walk of the generator's collector over all its clients takes a tenth of a second in which nothing is sent or
-        # noted; it would be measured as the server's.
-        gc.collect()
-        gc.freeze()
         scene.tell(f"{where}: warming up", 0.3)
         await _talk(people, WARM_UP_SECONDS)
         scene.tell(f"{where}: {seconds:.0f} s of messages", 0.5)
         share, cpu_before = Share(), sum(cpu_seconds(node.pid) for node in nodes)
-        talk = await _talk(people, seconds)
+        with no_collections():
+            talk = await _talk(people, seconds)
         used = share.read()
         busy = (sum(cpu_seconds(node.pid) for node in nodes) - cpu_before) / seconds
         await asyncio.sleep(SETTLE_SECONDS)

@@ -14,8 +14,11 @@ from persistence.repositories.audit import created, updated
 from persistence.tables import conversations, messages, read_marks
 from persistence.unit_of_work import UnitOfWork
 
-_GET = select(conversations.c.id, conversations.c.last_offset).where(conversations.c.id == bindparam("conversation"))
-_LOCK = _GET.with_for_update()
+_LOCK = (
+    select(conversations.c.id, conversations.c.last_offset)
+    .where(conversations.c.id == bindparam("conversation"))
+    .with_for_update()
+)
 _OPEN = insert(conversations)
 _APPEND = insert(messages)
 _next_offset = conversations.c.last_offset + 1
@@ -55,10 +58,6 @@ class SqlConversations:
 
     async def lock(self, conversation_id: str) -> Conversation | None:
         row = (await self._connection.execute(_LOCK, {"conversation": conversation_id})).one_or_none()
-        return None if row is None else Conversation(row.id, row.last_offset)
-
-    async def get(self, conversation_id: str) -> Conversation | None:
-        row = (await self._connection.execute(_GET, {"conversation": conversation_id})).one_or_none()
         return None if row is None else Conversation(row.id, row.last_offset)
 
     async def advance(self, conversation_id: str) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from domain.identity import Actor
+from domain.types import Origin
 from persistence import tables
 from tests.domain.marketplace import Firm, Marketplace, refused
 
@@ -41,6 +42,11 @@ async def test_messages_sent_at_once_get_dense_offsets_and_events_in_that_order(
     stored = (await history(market, customer, booking_id))["messages"]
     assert [event.data["message"] for event in told] == stored
     assert {message["text"] for message in stored} == {str(n) for n in range(24)}
+
+
+async def test_there_is_no_next_offset_where_there_is_no_conversation(market: Marketplace) -> None:
+    with pytest.raises(LookupError):
+        await market.desk.run_as_system(lambda ctx: ctx.uow.conversations.advance("nowhere"), Origin("test"))
 
 
 async def test_message_is_told_to_the_conversation_and_ends_typing(market: Marketplace) -> None:

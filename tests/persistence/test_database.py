@@ -232,7 +232,7 @@ async def _mark(connection: AsyncConnection, user: str) -> None:
 
 async def test_a_transaction_whose_client_is_gone_without_a_word_lets_go(mysql: Database) -> None:
     """As when a machine loses its power: nobody ends the transaction, and the connection stays for hours."""
-    brief = Database(mysql.url, replace(OPTIONS, transaction_timeout_seconds=1.0))
+    brief = Database(mysql.url, replace(OPTIONS, statement_timeout_seconds=1.0))
     row = read_marks.c.conversation_id == "c"
 
     async def prepare(connection: AsyncConnection) -> None:

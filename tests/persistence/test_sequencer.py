@@ -382,6 +382,30 @@ async def test_a_nudge_publishes_without_waiting_for_the_poll(database: Database
     await running
 
 
+@pytest.mark.parametrize("share", [1e-6, 1e6])
+async def test_the_pause_after_a_batch_has_its_bounds(database: Database, share: float) -> None:
+    """The second event's batch comes after the pause: not at once, and not after a million times the first batch."""
+    published = Published()
+    pace: dict[str, Any] = {"pace_seconds": 0.2, "pace_share": share, "pace_most_seconds": 0.2}
+    one = sequencer(database, published, poll_seconds=3600.0, lease_seconds=7200.0, **pace)
+    stop = asyncio.Event()
+    running = asyncio.create_task(one.run(stop))
+    commands = transactions(database, one.nudge)
+
+    async def work(unit: UnitOfWork) -> None:
+        unit.record(event("b1"))
+
+    await commands.write(work, ORIGIN)
+    await published.count(2)
+    began = time.monotonic()
+    async with asyncio.timeout(5):
+        await commands.write(work, ORIGIN)
+        await published.count(4)
+    assert time.monotonic() - began > 0.1
+    stop.set()
+    await running
+
+
 async def test_rows_that_nobody_nudged_about_are_found_by_polling(database: Database) -> None:
     published = Published()
     one = sequencer(database, published, poll_seconds=0.05)

@@ -5,6 +5,7 @@ import time
 from datetime import UTC, datetime, timedelta, tzinfo
 
 import pytest
+from structlog.testing import capture_logs
 
 from domain.errors import Unavailable
 from server.clock import ClockWatch, SystemClock
@@ -42,7 +43,9 @@ def off(clock: SystemClock, by_seconds: float) -> bool:
 @pytest.mark.parametrize("later", [300.0, -300.0, 1.5])
 async def test_a_clock_that_is_off_shows_the_databases_time(later: float) -> None:
     clock, watch, metrics = watched(FarClock(later))
-    await watch.look()
+    with capture_logs() as logs:
+        await watch.look()
+    assert [line["event"] for line in logs] == ["clock_corrected"]
     assert off(clock, later)
     assert metrics.clock_ahead_seconds._value.get() == pytest.approx(-later, abs=0.2)
 

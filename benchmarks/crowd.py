@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -65,10 +65,12 @@ class Dialect:
 
     path: str = "/"
     subprotocol: str | None = None
+    extension: str | None = None
     greet: Greeting = silent
 
 
-FIXNADO = Dialect("/socket", SUBPROTOCOL, fixnado)
+FIXNADO = Dialect("/socket", SUBPROTOCOL, greet=fixnado)
+DEFLATING = replace(FIXNADO, extension="permessage-deflate")
 
 
 class Crowd:
@@ -86,7 +88,7 @@ class Crowd:
             for number in range(first, first + count):
                 sock = RawSocket(port, number)
                 self.sockets.append(sock)
-                sock.upgrade(f"127.0.0.1:{port}", dialect.path, dialect.subprotocol)
+                sock.upgrade(f"127.0.0.1:{port}", dialect.path, dialect.subprotocol, dialect.extension)
                 dialect.greet(sock, number)
                 if number % 50 == 0:
                     progress((number - first) / count)

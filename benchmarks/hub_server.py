@@ -2,15 +2,18 @@
 
 The ports to the database answer from memory, because a fan-out does not touch the database: tokens are names, everybody
 may hear every channel, and the log remembers heads. Commands are those of :mod:`benchmarks.yardsticks.control`, which
-also starts it. Arguments: the URL of a Redis to hear events through; without it the broker is in process.
+also starts it. Arguments: the URL of a Redis to hear events through, without which the broker is in process, and
+``--deflate``, with which offers of permessage-deflate are taken.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
+import random
 import signal
-import sys
+import string
 import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -98,7 +101,8 @@ def data_of(channel: str, size: int) -> JSON:
     room = size - len(heads.entry(channel, {"text": ""}).frame)
     if room < 0:
         raise ValueError(f"an event on {channel} takes {size - room} bytes")
-    return {"text": "x" * room}
+    # As ids are: nothing that deflates to nearly nothing.
+    return {"text": "".join(random.Random(room).choices(string.ascii_uppercase + string.digits, k=room))}
 
 
 class Everybody:
@@ -165,11 +169,15 @@ class Bench:
 
 
 async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("redis", nargs="?")
+    parser.add_argument("--deflate", action="store_true")
+    arguments = parser.parse_args()
     heads, everybody, clock = Heads(), Everybody(), SystemClock()
     client: RedisClient | None = None
     broker: Broker = InProcessBroker()
-    if len(sys.argv) > 1:
-        client = RedisClient(RedisAddress.parse(sys.argv[1]))
+    if arguments.redis is not None:
+        client = RedisClient(RedisAddress.parse(arguments.redis))
         broker = RedisBroker(client)
         await client.start(NAMESPACE)
         async with asyncio.timeout(10):
@@ -180,14 +188,14 @@ async def main() -> None:
         LIMITS,
         metrics=LiveMetrics(Metrics(methods=COMMANDS, close_codes=list(CloseCode)), clock),
         write_each=fanout.in_c(fanout.LIBRARY),
+        deflate=arguments.deflate,
     )
     policy = DoorPolicy(max_sockets=100_000, max_sockets_per_address=100_000)
     app = WithSocket(Starlette(), SocketEndpoint(realtime, Door(policy, lambda: False)))
     await realtime.start()
     settle_garbage()
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_config=None, lifespan="off", backlog=4096, **server_options()
-    )
+    options = server_options(deflate=arguments.deflate)
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off", backlog=4096, **options)
     server = DrainingServer(config, lambda: realtime.drain(0.0, 1.0))
     serving = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 — it has no event for it

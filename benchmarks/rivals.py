@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.crowd import FIXNADO, Dialect, socket_io, told_ready
+from benchmarks.crowd import DEFLATING, FIXNADO, Dialect, socket_io, told_ready
 from benchmarks.machine import Cores, pin
 from benchmarks.native import library_path
 from benchmarks.process import ROOT, Child, environment
@@ -129,8 +129,9 @@ def _script(name: str) -> Callable[[Cores], AbstractContextManager[Running]]:
     return run
 
 
-def _fixnado(cores: Cores) -> AbstractContextManager[Running]:
-    return _commanded([sys.executable, "-m", "benchmarks.hub_server"], cores, environment(), ROOT)
+def _fixnado(*arguments: str) -> Callable[[Cores], AbstractContextManager[Running]]:
+    command = [sys.executable, "-m", "benchmarks.hub_server", *arguments]
+    return lambda cores: _commanded(command, cores, environment(), ROOT)
 
 
 def _c_loop(cores: Cores) -> AbstractContextManager[Running]:
@@ -237,9 +238,10 @@ def _nchan(cores: Cores) -> Iterator[Running]:
             publisher.close()
 
 
-_SOCKET_IO = Dialect("/socket.io/?EIO=4&transport=websocket", None, socket_io)
+_SOCKET_IO = Dialect("/socket.io/?EIO=4&transport=websocket", greet=socket_io)
 
-OURS = Rival("Fixnado", FIXNADO, _fixnado)
+OURS = Rival("Fixnado", FIXNADO, _fixnado())
+OURS_DEFLATED = Rival("Fixnado, deflated", DEFLATING, _fixnado("--deflate"))
 LIMIT = Rival("C send() loop", Dialect(), _c_loop)
 PEERS = (
     Rival("picows", Dialect(), _script("picows_send")),
@@ -249,5 +251,5 @@ PEERS = (
     Rival("nchan (nginx)", Dialect(), _nchan),
     Rival("python-socketio", _SOCKET_IO, _script("python_socketio")),
     # A burst to a thousand takes it seconds, and it falls further behind with each.
-    Rival("Django Channels + Redis", Dialect("/", None, told_ready), _django, bursts=False),
+    Rival("Django Channels + Redis", Dialect(greet=told_ready), _django, bursts=False),
 )

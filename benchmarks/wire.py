@@ -32,7 +32,7 @@ class WireError(RuntimeError):
     """The server did not do what it should, or went away."""
 
 
-def handshake(host: str, path: str, subprotocol: str | None = None) -> bytes:
+def handshake(host: str, path: str, subprotocol: str | None = None, extension: str | None = None) -> bytes:
     """A request to upgrade."""
     lines = [
         f"GET {path} HTTP/1.1",
@@ -44,6 +44,8 @@ def handshake(host: str, path: str, subprotocol: str | None = None) -> bytes:
     ]
     if subprotocol is not None:
         lines.append(f"Sec-WebSocket-Protocol: {subprotocol}")
+    if extension is not None:
+        lines.append(f"Sec-WebSocket-Extensions: {extension}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
@@ -92,18 +94,20 @@ class RawSocket:
         self._buffer = b""
         self._frames: list[bytes] = []
 
-    def upgrade(self, host: str, path: str, subprotocol: str | None = None) -> None:
+    def upgrade(self, host: str, path: str, subprotocol: str | None = None, extension: str | None = None) -> None:
         """Become a WebSocket.
 
         Raises:
-            WireError: the server refused.
+            WireError: the server refused, or does not know the extension.
         """
-        self.sock.sendall(handshake(host, path, subprotocol))
+        self.sock.sendall(handshake(host, path, subprotocol, extension))
         while b"\r\n\r\n" not in self._buffer:
             self._read()
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 101"):
             raise WireError(head.decode(errors="replace").splitlines()[0])
+        if extension is not None and extension.encode() not in head:
+            raise WireError(f"the server does not do {extension}")
 
     def send(self, payload: bytes) -> None:
         self.sock.sendall(client_frame(payload))

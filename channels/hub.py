@@ -31,6 +31,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from channels.broker import Broker
 from channels.control import Control, ControlListener
+from channels.deflate import Deflater
 from channels.healing import Healer
 from channels.held_channel import Catchup, HeldChannel
 from channels.limits import Limits
@@ -71,12 +72,14 @@ class Hub:
         limits: Limits,
         metrics: Metrics | None = None,
         write_each: WriteEach = write_to_none,
+        deflater: Deflater | None = None,
     ) -> None:
         self._log = log
         self._broker = broker
         self._limits = limits
         self._metrics: Metrics = metrics or NoMetrics()
         self._write_each = write_each
+        self._deflater = deflater
         self._channels: dict[str, HeldChannel] = {}
         self._turn: list[tuple[HeldChannel, Entry]] = []
         self._held: deque[Entry] | None = None
@@ -212,6 +215,14 @@ class Hub:
         if not turn:
             return
         self._turn = []
+        try:
+            self._deliver_turn(turn)
+        finally:
+            if self._deflater is not None:
+                self._deflater.forget()
+        self._metrics.written(turn[0][1])
+
+    def _deliver_turn(self, turn: Sequence[tuple[HeldChannel, Entry]]) -> None:
         batches: dict[HeldChannel, list[tuple[int, Entry]]] = {}
         for position, (channel, entry) in enumerate(turn):
             if channel in batches:
@@ -221,7 +232,6 @@ class Hub:
         if len(batches) == 1:
             for channel, batch in batches.items():
                 self._deliver(channel.live, [entry for _, entry in batch])
-            self._metrics.written(turn[0][1])
             return
         plan: dict[Subscriber, tuple[HeldChannel, ...]] = {}
         for channel in batches:
@@ -236,11 +246,20 @@ class Hub:
             if len(channels) > 1:
                 merged.sort(key=_position)
             self._deliver(subscribers, [entry for _, entry in merged])
-        self._metrics.written(turn[0][1])
 
     def _deliver(self, subscribers: Collection[Subscriber], entries: Sequence[Entry]) -> None:
+        """One write of the same bytes to each who takes them in the same form."""
+        if (deflater := self._deflater) is not None:
+            deflating = [subscriber for subscriber in subscribers if subscriber.deflates]
+            if deflating:
+                subscribers = [subscriber for subscriber in subscribers if not subscriber.deflates]
+                self._write(deflating, entries, [deflater.frame(entry.frame) for entry in entries])
+        if subscribers:
+            self._write(subscribers, entries, [text_frame(entry.frame) for entry in entries])
+
+    def _write(self, subscribers: Collection[Subscriber], entries: Sequence[Entry], frames: Sequence[bytes]) -> None:
         """One write of the same bytes to each. What is done here for each of them must not cost."""
-        data = text_frame(entries[0].frame) if len(entries) == 1 else b"".join([text_frame(e.frame) for e in entries])
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
         count = len(subscribers)
         # Lists, because what is done below may close a session and so change the set.
         if count < MANY_SUBSCRIBERS:
@@ -263,7 +282,7 @@ class Hub:
         self._metrics.delivered((count - len(aside)) * len(entries))
         # Last of all: whoever has taken a part of the bytes has the rest by now, whatever comes of offering.
         for subscriber in aside:
-            subscriber.offer(entries)
+            subscriber.offer(entries, frames)
 
     # Subscribers come and go
 

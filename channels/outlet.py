@@ -29,17 +29,29 @@ class Outlet:
         write: the transport's own; after the end it does nothing.
         congested: whether frames have to be offered instead of written: the kernel does not take all of them.
         fd: where the hub writes by itself; -1 while it must not: congested, closed, or the transport has none.
+        deflates: whether events may leave deflated.
     """
 
-    __slots__ = ("_held", "_max_buffered_bytes", "_metrics", "_transport", "closed", "congested", "fd", "write")
+    __slots__ = (
+        "_held",
+        "_max_buffered_bytes",
+        "_metrics",
+        "_transport",
+        "closed",
+        "congested",
+        "deflates",
+        "fd",
+        "write",
+    )
 
     def __init__(self, transport: Transport, metrics: Metrics, max_buffered_bytes: int) -> None:
         self._transport = transport
         self._metrics = metrics
         self._max_buffered_bytes = max_buffered_bytes
-        self._held: dict[tuple[str, str], Entry] | None = None
+        self._held: dict[tuple[str, str], bytes] | None = None
         self.write: Callable[[bytes], None] = transport.write
         self.fd = transport.fd
+        self.deflates = transport.deflates
         self.closed = False
         self.congested = False
 
@@ -58,11 +70,11 @@ class Outlet:
         """Send a notification."""
         self.send(text_frame(encode_notification(method, params)))
 
-    def offer(self, entries: Sequence[Entry]) -> None:
-        """Take entries although congested; see the module's invariants."""
-        frames: list[bytes] = []
+    def offer(self, entries: Sequence[Entry], frames: Sequence[bytes]) -> None:
+        """Take entries, each with its finished frame, although congested; see the module's invariants."""
+        leaving: list[bytes] = []
         dropped = 0
-        for entry in entries:
+        for entry, frame in zip(entries, frames, strict=True):
             if entry.event_class is EventClass.EPHEMERAL:
                 dropped += 1
             elif entry.event_class is EventClass.LATEST and entry.key is not None:
@@ -70,17 +82,17 @@ class Outlet:
                     self._held = {}
                 # Out and in again: the dict stays in order of offsets.
                 dropped += self._held.pop((entry.channel, entry.key), None) is not None
-                self._held[entry.channel, entry.key] = entry
+                self._held[entry.channel, entry.key] = frame
             else:
-                frames += self._release_held(entry.channel)
-                frames.append(text_frame(entry.frame))
+                leaving += self._release_held(entry.channel)
+                leaving.append(frame)
         self._metrics.dropped(dropped)
-        data = b"".join(frames)
-        held_bytes = sum(len(entry.frame) for entry in self._held.values()) if self._held else 0
+        data = b"".join(leaving)
+        held_bytes = sum(map(len, self._held.values())) if self._held else 0
         if self._too_much(len(data) + held_bytes):
             self.close(CloseCode.TOO_SLOW)
         elif data:
-            self._metrics.delivered(len(frames))
+            self._metrics.delivered(len(leaving))
             self.write(data)
 
     def paused(self) -> None:
@@ -106,7 +118,7 @@ class Outlet:
         if not self._held:
             return []
         keys = [key for key in self._held if channel is None or key[0] == channel]
-        return [text_frame(self._held.pop(key).frame) for key in keys]
+        return [self._held.pop(key) for key in keys]
 
     def _silence(self) -> None:
         """Nothing leaves from here on."""

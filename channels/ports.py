@@ -102,6 +102,10 @@ class Transport(Protocol):
         the kernel does not take of them goes to :attr:`write`. -1 when there is none.
         """
 
+    @property
+    def deflates(self) -> bool:
+        """Whether :attr:`write` also takes deflated frames (:mod:`channels.deflate`)."""
+
     def beat(self) -> bool:
         """Send a heartbeat. Returns whether the peer is known to be there already; otherwise it has to answer."""
 

@@ -300,13 +300,18 @@ def read_event(frame: bytes) -> JSON:
 
 
 def text_frame(payload: bytes) -> bytes:
-    """One final, unmasked text frame (RFC 6455 §5.2): what a server writes, extensions aside."""
+    """One final, unmasked text frame (RFC 6455 §5.2): what a server writes."""
     length = len(payload)
     if length < 126:
         return b"\x81%c%s" % (length, payload)
     if length < 65536:
         return b"\x81\x7e%s%s" % (struct.pack("!H", length), payload)
     return b"\x81\x7f%s%s" % (struct.pack("!Q", length), payload)
+
+
+def deflated_frame(deflated: bytes) -> bytes:
+    """The same around a deflated payload: with the bit RSV1 set (RFC 7692 §6)."""
+    return b"\xc1" + text_frame(deflated)[1:]
 
 
 PING = text_frame(encode_notification("ping"))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from channels.admission import Admission
 from channels.broker import Broker
+from channels.deflate import Deflater
 from channels.ephemeral import Announcer
 from channels.heartbeat import Wheel
 from channels.hub import Hub
@@ -78,11 +79,12 @@ class Realtime:
         presence: Presence | None = None,
         buckets: TokenBuckets | None = None,
         write_each: WriteEach = write_to_none,
+        deflate: bool = False,
         trace: Trace = untraced,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         metrics = metrics or NoMetrics()
-        self.hub = Hub(ports.log, ports.broker, limits, metrics, write_each)
+        self.hub = Hub(ports.log, ports.broker, limits, metrics, write_each, Deflater() if deflate else None)
         self.announcer = Announcer(ports.broker, ports.clock, limits, metrics)
         self.presence: Presence = presence or NodePresence(self.hub)
         self.draining = False

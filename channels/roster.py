@@ -26,12 +26,13 @@ class Subscriber(Protocol):
     fd: int
     congested: bool
     closed: bool
+    deflates: bool
 
     @property
     def actor(self) -> Actor | None: ...
 
-    def offer(self, entries: Sequence[Entry]) -> None:
-        """Take entries although congested: drop, conflate, send on, or close."""
+    def offer(self, entries: Sequence[Entry], frames: Sequence[bytes]) -> None:
+        """Take entries, each with its finished frame, although congested: drop, conflate, send on, or close."""
 
     def taken(self, channel: str) -> None:
         """The channel was taken away."""

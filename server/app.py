@@ -286,6 +286,7 @@ class Application:
             metrics=LiveMetrics(self.metrics, clock),
             presence=self.presence,
             write_each=fanout.load(),
+            deflate=settings.deflates,
             buckets=self.buckets,
             trace=trace,
         )

@@ -67,6 +67,7 @@ class EventStream:
         self.closed_with: CloseCode | None = None
         self.over = asyncio.Event()
         self.fd = -1
+        self.deflates = False
         self._connection = lend(self)
 
     def attach(self, session: Session) -> None:

@@ -109,7 +109,9 @@ async def _serve(
             host, port = listeners[0].getsockname()[:2]
             await prepare(app, f"http://{f'[{host}]' if ':' in host else host}:{port}")
         options = server_options(
-            header_seconds=settings.handshake_deadline_seconds, max_frame_bytes=settings.max_frame_bytes
+            header_seconds=settings.handshake_deadline_seconds,
+            max_frame_bytes=settings.max_frame_bytes,
+            deflate=settings.deflates,
         )
         config = uvicorn.Config(app.asgi, lifespan="off", log_config=None, backlog=BACKLOG, **options)
         settle_garbage()

@@ -41,6 +41,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
 from channels.protocol import MAX_FRAME_BYTES, PING, CloseCode
+from server.permessage_deflate import Inflater, Offers
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +102,13 @@ class Receiver(Protocol):
 class LentTransport:
     """A socket as the live side sees it; implements :class:`channels.ports.Transport`."""
 
-    __slots__ = ("_protocol", "fd", "write")
+    __slots__ = ("_protocol", "deflates", "fd", "write")
 
     def __init__(self, protocol: SocketProtocol) -> None:
         self._protocol = protocol
         self.write: Callable[[bytes], None] = protocol.transport.write
         self.fd = _descriptor(protocol.transport)
+        self.deflates = bool(protocol.conn.extensions)
 
     def attach(self, receiver: Receiver, gone: Callable[[], None]) -> None:
         """Send messages to ``receiver`` from now on; ``gone`` is called once, when the connection has ended."""
@@ -168,9 +170,9 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self.logger = _WIRE_LOGGER
         self.conn.logger = _WIRE_LOGGER
         self.conn.debug = False
-        # Whatever the configuration says: a frame beyond this is refused by its header, and nothing is ever inflated.
+        # Whatever uvicorn makes of it: a frame beyond this is refused by its header, and nothing inflates to more.
         self.conn.max_message_size = config.ws_max_size
-        self.conn.available_extensions = None
+        self.conn.available_extensions = _DEFLATE if config.ws_per_message_deflate else None
         self.receiver: Receiver | None = None
         self._gone: Callable[[], None] | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
@@ -248,6 +250,8 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             return
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
+        for extension in self.conn.extensions:
+            cast(Inflater, extension).stop()
         self._abort_later()
 
     # Bytes come in
@@ -399,6 +403,8 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         if self.receiver is not None:
             self.receiver.resumed()
 
+
+_DEFLATE = [Offers()]
 
 _queue: _NoQueue | None = None
 
@@ -565,13 +571,15 @@ def server_options(
     header_seconds: float = HEADER_SECONDS,
     body_seconds: float = BODY_SECONDS,
     max_frame_bytes: int = MAX_FRAME_BYTES,
+    deflate: bool = False,
 ) -> dict[str, Any]:
     """What :class:`uvicorn.Config` must be given for the promises above.
 
     Args:
         header_seconds: from the first byte of a request, or of a connection, to the end of its headers.
         body_seconds: from there to the end of its body.
-        max_frame_bytes: of a client's message.
+        max_frame_bytes: of a client's message, inflated.
+        deflate: take offers of permessage-deflate.
         shutdown_seconds: after draining, for requests still running and sockets still closing.
     """
     deadlines = {"header_seconds": header_seconds, "body_seconds": body_seconds}
@@ -579,7 +587,7 @@ def server_options(
         "http": type("ConfiguredHttpProtocol", (HttpProtocol,), deadlines),
         "ws": SocketProtocol,
         "ws_max_size": max_frame_bytes,
-        "ws_per_message_deflate": False,
+        "ws_per_message_deflate": deflate,
         "ws_ping_interval": None,
         # Forwarded headers are read by server.websocket, from configured proxies only.
         "proxy_headers": False,

@@ -14,7 +14,7 @@ from benchmarks.machine import Share, cpu_seconds, raise_file_limit
 from benchmarks.native import CompilerMissing, Miscounted, TooSlow
 from benchmarks.process import ChildFailed
 from benchmarks.results import Curve, Figure, Outcome, Picture, median, quantity
-from benchmarks.rivals import LIMIT, OURS, PEERS, NotHere, Rival, Running
+from benchmarks.rivals import LIMIT, OURS, OURS_DEFLATED, PEERS, NotHere, Rival, Running
 from benchmarks.scene import MESSAGE_BYTES, Scene
 from benchmarks.wire import WireError
 
@@ -30,6 +30,9 @@ P1_SHARE_OF_LIMIT = 0.75
 P2_SHARE_OF_LIMIT = 0.70
 P2_PER_SECOND = 1_200_000
 
+TURNS = (("P1", 1), ("P2", BURST))
+"""Events of each work in a turn of the loop."""
+
 TITLES = {
     "P1": "fan-out, one channel → {sockets:,} sockets, one message per write",
     "P2": "the same, bursts of 10 in a loop turn",
@@ -44,11 +47,13 @@ class Round(NamedTuple):
         rate: deliveries per second.
         share: the generator's part of a core.
         used: the server's part of its core: below 90 % or so, something else was running there.
+        size: bytes of a message on the wire, but its header.
     """
 
     rate: float
     share: float
     used: float
+    size: float = 0.0
 
 
 @dataclass(slots=True)
@@ -67,13 +72,14 @@ class Lane:
         Raises:
             TooSlow: not everything has arrived.
         """
-        share, cpu_before = Share(), cpu_seconds(self.running.pid)
+        share, cpu_before, bytes_before = Share(), cpu_seconds(self.running.pid), self.crowd.sink.payload_bytes(0)
         self.running.begin(turns, burst, MESSAGE_BYTES)
         ended = self.crowd.sink.until(turns * burst, ROUND_TIMEOUT_SECONDS, nap_seconds=NAP_SECONDS)
         busy = share.read()
         seconds = ended - self.running.started()
         used = (cpu_seconds(self.running.pid) - cpu_before) / seconds
-        return Round(len(self.crowd) * turns * burst / seconds, busy, used)
+        size = (self.crowd.sink.payload_bytes(0) - bytes_before) / turns / burst
+        return Round(len(self.crowd) * turns * burst / seconds, busy, used, size)
 
     def calibrate(self, burst: int, round_seconds: float) -> None:
         """Warm up, and find how many turns make a round."""
@@ -218,14 +224,32 @@ def _figure(work: str, title: str, raced: Race, burst: int) -> Figure:
 def run(scene: Scene, wanted: Sequence[str] = ("P1", "P2")) -> Outcome:
     """P1, P2 or both, on the same sockets."""
     outcome = Outcome()
-    bursts = [burst for work, burst in (("P1", 1), ("P2", BURST)) if work in wanted]
+    bursts = [burst for work, burst in TURNS if work in wanted]
     raced = races(scene, [OURS, LIMIT, *PEERS], SOCKETS, bursts, scene.pick(5, 2), scene.pick(3, 1))
-    for work, burst in (("P1", 1), ("P2", BURST)):
+    for work, burst in TURNS:
         if work in wanted:
             outcome.figures.append(judge(work, raced, burst, SOCKETS))
     if "P1" in wanted:
         _grow(scene, outcome)
+    outcome.figures += [_deflated(scene, work, burst) for work, burst in TURNS if work in wanted]
     return outcome
+
+
+def _deflated(scene: Scene, work: str, burst: int) -> Figure:
+    """The same to sockets that negotiated permessage-deflate."""
+    title = f"permessage-deflate: {SOCKETS:,} sockets"
+    raced = races(scene, [OURS, OURS_DEFLATED], SOCKETS, [burst], scene.pick(5, 2), scene.pick(3, 1))
+    if raced.absent:
+        return Figure.missing(work, title, "", "; ".join(f"{name} {why}" for name, why in raced.absent.items()))
+    plain, deflated = (raced.rounds[each.name][burst] for each in (OURS, OURS_DEFLATED))
+    return Figure(
+        work,
+        title,
+        f"{quantity(raced.rate(OURS_DEFLATED.name, burst))}/s",
+        ratios={f"plain ({quantity(raced.rate(OURS.name, burst))}/s)": 1 / raced.ratios(burst)[OURS_DEFLATED.name]},
+        generator_share=median([each.share for each in deflated]),
+        notes=[f"{median([each.size for each in deflated]):.0f} bytes an event in place of {plain[0].size:.0f}"],
+    )
 
 
 def _race_within_limits(scene: Scene, rivals: Sequence[Rival], sockets: int, rounds: int) -> Race:

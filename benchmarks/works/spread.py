@@ -6,9 +6,10 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 
-from benchmarks.crowd import Crowd, Dialect, fixnado
+from benchmarks.crowd import FIXNADO, Crowd, fixnado
 from benchmarks.hub_server import Heads, data_of
 from benchmarks.machine import Share, cpu_seconds
 from benchmarks.native import CompilerMissing
@@ -16,7 +17,7 @@ from benchmarks.process import ROOT, Child, environment
 from benchmarks.results import Figure, Outcome, median, quantity
 from benchmarks.scene import MESSAGE_BYTES, Scene
 from benchmarks.services import BenchRedis
-from benchmarks.wire import SUBPROTOCOL, RawSocket
+from benchmarks.wire import RawSocket
 from channels.redis_wire import pack_entry, pack_message
 from tests.services import ServiceMissing
 
@@ -88,12 +89,13 @@ def _measure(scene: Scene) -> Figure:
     cores = scene.cores
     each, rounds = scene.pick(40, 15), scene.pick(7, 3)
     rates, shares, used, redis_used = [], [], [], []
+    command = [sys.executable, "-m", "benchmarks.hub_server"]
+    dialect = replace(FIXNADO, greet=_greet)
     with (
         BenchRedis([cores.generator]) as redis,
-        Child([sys.executable, "-m", "benchmarks.hub_server", redis.url], [cores.server], env=environment(), cwd=ROOT)
-        as child,
-        Crowd(child.port, SOCKETS, Dialect("/socket", SUBPROTOCOL, _greet), partial(scene.tell, "connecting")) as crowd,
-    ):  # fmt: skip
+        Child([*command, redis.url], [cores.server], env=environment(), cwd=ROOT) as child,
+        Crowd(child.port, SOCKETS, dialect, partial(scene.tell, "connecting")) as crowd,
+    ):
         publisher = Publisher(redis.port, child.ask("prefix")["prefix"])
         try:
             for number in range(rounds + 1):

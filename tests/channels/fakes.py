@@ -253,6 +253,7 @@ class FakeTransport:
 
     def __init__(self) -> None:
         self.fd = -1
+        self.deflates = False
         self.writes: list[bytes] = []
         self.buffered = 0
         self.closed_with: int | None = None
@@ -294,6 +295,7 @@ class FakeSubscriber:
     def __init__(self, actor: Actor | None = None) -> None:
         self.actor = actor
         self.fd = -1
+        self.deflates = False
         self.congested = False
         self.closed = False
         self.closed_with: int | None = None
@@ -302,7 +304,8 @@ class FakeSubscriber:
         self.taken_channels: list[str] = []
         self.write: Callable[[bytes], None] = self.writes.append
 
-    def offer(self, entries: Sequence[Entry]) -> None:
+    def offer(self, entries: Sequence[Entry], frames: Sequence[bytes]) -> None:
+        assert len(entries) == len(frames)
         self.offered += entries
 
     def taken(self, channel: str) -> None:

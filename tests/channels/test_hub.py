@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from channels.broker import InProcessBroker
+from channels.deflate import Deflater
 from channels.hub import Hub
 from channels.limits import Limits
 from channels.ports import Metrics, NoMetrics, WriteEach, write_to_none
@@ -29,13 +30,15 @@ class Bench:
         limits: Limits | None = None,
         write_each: WriteEach = write_to_none,
         metrics: Metrics | None = None,
+        deflater: Deflater | None = None,
     ) -> None:
         self.log = ModelLog()
         self.broker = InProcessBroker()
-        self.hub = Hub(self.log, self.broker, limits or Limits(), metrics, write_each)
+        self.hub = Hub(self.log, self.broker, limits or Limits(), metrics, write_each, deflater)
 
-    async def listen(self, *channels: str, actor: Actor | None = None) -> FakeSubscriber:
+    async def listen(self, *channels: str, actor: Actor | None = None, deflates: bool = False) -> FakeSubscriber:
         subscriber = FakeSubscriber(actor)
+        subscriber.deflates = deflates
         for channel in channels:
             await self.hub.join([channel], subscriber)
             heads = await self.hub.heads.get([channel])
@@ -238,7 +241,7 @@ async def test_the_count_of_deliveries_survives_one_that_is_closed_by_them() -> 
     await bench.hub.start()
     slow = await bench.listen(ROOM)
     slow.congested = True
-    slow.offer = lambda entries: bench.hub.leave(slow, [ROOM])  # type: ignore[method-assign]
+    slow.offer = lambda entries, frames: bench.hub.leave(slow, [ROOM])  # type: ignore[method-assign]
     bench.hub.receive([bench.log.append(ROOM), bench.log.append(ROOM)])
     await turn()
     assert bench.hub.subscribers(ROOM) == ()
@@ -247,7 +250,7 @@ async def test_the_count_of_deliveries_survives_one_that_is_closed_by_them() -> 
 
 
 async def test_who_has_a_part_gets_the_rest_before_anybody_is_offered_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(entries: Sequence[Entry]) -> None:
+    def fail(entries: Sequence[Entry], frames: Sequence[bytes]) -> None:
         raise RuntimeError("an offer went wrong")
 
     monkeypatch.setattr("channels.hub.MANY_SUBSCRIBERS", 4)
@@ -264,8 +267,51 @@ async def test_who_has_a_part_gets_the_rest_before_anybody_is_offered_to(monkeyp
     await bench.hub.stop()
 
 
+async def test_an_event_is_deflated_once_whoever_hears_it_and_however_often() -> None:
+    deflated: list[bytes] = []
+
+    class Counting(Deflater):
+        def _deflated(self, payload: bytes) -> bytes:
+            deflated.append(payload)
+            return super()._deflated(payload)
+
+    bench = Bench(deflater=Counting())
+    await bench.hub.start()
+    both = [await bench.listen(ROOM, OTHER, deflates=True) for _ in range(10)]
+    one = [await bench.listen(ROOM, deflates=True) for _ in range(10)]
+    plain = [await bench.listen(ROOM) for _ in range(10)]
+    entries = [bench.log.append(ROOM, {"text": "x" * 400}), bench.log.append(OTHER), bench.log.append(ROOM)]
+    bench.hub.receive(entries)
+    await turn()
+    assert sorted(deflated) == sorted(entry.frame for entry in entries)
+    frame = Deflater().frame
+    for group, heard, form in ((both, entries, frame), (one, entries[::2], frame), (plain, entries[::2], text_frame)):
+        for each in group:
+            assert each.writes == [b"".join(form(entry.frame) for entry in heard)]
+            assert each.writes[0] is group[0].writes[0], "joined once for all"
+    # Nothing of it is kept.
+    bench.hub.receive(entries[:0])
+    assert bench.hub._deflater is not None
+    assert not bench.hub._deflater._frames
+    await bench.hub.stop()
+
+
+async def test_nothing_is_deflated_for_those_who_cannot_read_it() -> None:
+    class Failing(Deflater):
+        def _deflated(self, payload: bytes) -> bytes:
+            raise AssertionError("nobody asked for it")
+
+    bench = Bench(deflater=Failing())
+    await bench.hub.start()
+    plain = [await bench.listen(ROOM) for _ in range(3)]
+    bench.hub.receive([bench.log.append(ROOM)])
+    await turn()
+    assert [each.offsets(ROOM) for each in plain] == [[1]] * 3
+    await bench.hub.stop()
+
+
 async def test_a_sign_out_takes_effect_whatever_went_wrong_before_it(bench: Bench) -> None:
-    def fail(entries: Sequence[Entry]) -> None:
+    def fail(entries: Sequence[Entry], frames: Sequence[bytes]) -> None:
         raise RuntimeError("an offer went wrong")
 
     broken = await bench.listen(ROOM)

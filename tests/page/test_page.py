@@ -145,6 +145,28 @@ async def test_a_killed_server_is_found_again_and_nothing_is_lost_or_doubled(
     assert offsets == list(range(offsets[0], offsets[0] + len(offsets)))
 
 
+async def test_a_browser_reads_deflated_events(start_server: StartServer, browser: Browser) -> None:
+    with start_server(compression="deflate") as server:
+        async with ThreePeople.opened(browser, server.url) as people:
+            await people.all_live()
+            agreed = await people.page.evaluate(
+                """() => new Promise((resolve, reject) => {
+                    const socket = new WebSocket(location.origin.replace("http", "ws") + "/socket", "fixnado.v1");
+                    socket.onopen = () => { resolve(socket.extensions); socket.close(); };
+                    socket.onerror = () => reject(new Error("refused"));
+                })"""
+            )
+            assert agreed == "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+            await people.book_and_accept()
+            await people.customer.open_chat()
+            await people.customer.write("The back door, please. " * 40)
+            await expect(people.provider["chat-unread"].first).to_have_text("1")
+            for to in ("en_route", "arrived", "in_progress", "completed"):
+                await people.provider.step(to)
+            await people.customer.sees("completed")
+            await expect(people.admin["admin-count-completed"]).to_have_text("1")
+
+
 async def test_a_server_that_is_replaced_drains_its_sockets(first_people: ThreePeople, demo: FixnadoServer) -> None:
     people = first_people
     await asyncio.to_thread(demo.terminate)

@@ -63,8 +63,9 @@ class LiveServer:
         header_seconds: float,
         body_seconds: float,
         write_each: WriteEach,
+        deflate: bool,
     ) -> None:
-        self.house = House(limits, wall=lambda: datetime.now(UTC), write_each=write_each)
+        self.house = House(limits, wall=lambda: datetime.now(UTC), write_each=write_each, deflate=deflate)
         self.door = Door(policy, lambda: self.house.realtime.draining)
         self.streams = Streams()
         surface = Starlette(
@@ -76,7 +77,9 @@ class LiveServer:
             middleware=middleware(tuple(policy.allowed_origins)),
         )
         app = WithSocket(surface, SocketEndpoint(self.house.realtime, self.door))
-        options = server_options(shutdown_seconds=4, header_seconds=header_seconds, body_seconds=body_seconds)
+        options = server_options(
+            shutdown_seconds=4, header_seconds=header_seconds, body_seconds=body_seconds, deflate=deflate
+        )
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off", **options)
         self.server = DrainingServer(
             config, drain=lambda: self.house.realtime.drain(drain_seconds, drain_seconds + 1.0)
@@ -110,6 +113,7 @@ async def live_server(
     header_seconds: float = HEADER_SECONDS,
     body_seconds: float = BODY_SECONDS,
     write_each: WriteEach | None = None,
+    deflate: bool = False,
 ) -> AsyncIterator[LiveServer]:
     server = LiveServer(
         limits or Limits(),
@@ -118,6 +122,7 @@ async def live_server(
         header_seconds,
         body_seconds,
         write_each or fanout.load(),
+        deflate,
     )
     await server.start()
     try:
@@ -173,13 +178,19 @@ class RawSocket:
 
     async def frame(self) -> tuple[int, bytes]:
         """The next frame: opcode and payload."""
+        deflated, opcode, payload = await self.any_frame()
+        assert not deflated
+        return opcode, payload
+
+    async def any_frame(self) -> tuple[bool, int, bytes]:
+        """The next frame, whether it is deflated or not: that, opcode and payload as it came."""
         head = await asyncio.wait_for(self.reader.readexactly(2), 10)
         length = head[1] & 0x7F
         if length == 126:
             length = int.from_bytes(await self.reader.readexactly(2), "big")
         elif length == 127:
             length = int.from_bytes(await self.reader.readexactly(8), "big")
-        return head[0] & 0x0F, await self.reader.readexactly(length)
+        return bool(head[0] & 0x40), head[0] & 0x0F, await self.reader.readexactly(length)
 
     async def close_code(self) -> int:
         """The code of the close frame that comes sooner or later."""

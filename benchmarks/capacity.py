@@ -11,9 +11,10 @@ import heapq
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from benchmarks.results import percentile, quantity
+from persistence.sequencer import SequencerOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Measured:
     socket_bytes: float = 16_000
     connects_per_second: float = 800
     entry_seconds: float = 100e-6
-    batch_seconds: float = 6e-3
+    batch_seconds: float = 3e-3
     command_node_seconds: float = 5.3e-3
     command_database_seconds: float = 2.4e-3
     redis_per_second: float = 100_000
@@ -70,13 +71,12 @@ class Policy:
     Attributes:
         utilisation: of a core, a Redis or a sequencer at the busiest minute.
         storm_seconds: in which all sockets must be able to come back.
-        batch_rows, pace_seconds: of a sequencer.
+        sequencer: its batches and pauses.
     """
 
     utilisation: float = 0.6
     storm_seconds: float = 15.0
-    batch_rows: int = 500
-    pace_seconds: float = 0.003
+    sequencer: SequencerOptions = field(default_factory=SequencerOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +107,16 @@ class Plan:
     redis_shards: int
 
 
+def pause_seconds(took_seconds: float, options: SequencerOptions) -> float:
+    """How long a sequencer leaves the writer's turn to others after a batch that took so long."""
+    return max(options.pace_seconds, min(took_seconds * options.pace_share, options.pace_most_seconds))
+
+
 def sequencer_ceiling(measured: Measured, policy: Policy) -> float:
     """Entries per second of one partition that always finds a full batch."""
-    cycle = measured.batch_seconds + policy.pace_seconds + policy.batch_rows * measured.entry_seconds
-    return policy.batch_rows / cycle
+    rows = policy.sequencer.batch_rows
+    took = measured.batch_seconds + rows * measured.entry_seconds
+    return rows / (took + pause_seconds(took, policy.sequencer))
 
 
 def sequencer_cycle(entries_per_second: float, measured: Measured, policy: Policy) -> float:
@@ -121,7 +127,11 @@ def sequencer_cycle(entries_per_second: float, measured: Measured, policy: Polic
     """
     if entries_per_second >= sequencer_ceiling(measured, policy):
         raise ValueError("beyond the ceiling of one partition")
-    return (measured.batch_seconds + policy.pace_seconds) / (1.0 - entries_per_second * measured.entry_seconds)
+    base, each, options = measured.batch_seconds, entries_per_second * measured.entry_seconds, policy.sequencer
+    # The pause is the longer of two, and each alone would make a cycle of its own length; below the ceiling the bound
+    # of the longer one is far.
+    shared = (1.0 + options.pace_share) * base / (1.0 - (1.0 + options.pace_share) * each)
+    return max(shared, (base + options.pace_seconds) / (1.0 - each))
 
 
 def storm_seconds(sockets: int, nodes: int, measured: Measured) -> float:
@@ -249,10 +259,11 @@ def simulate_sequencer(
         if not waiting:
             now = moment
             continue
-        taken = [heapq.heappop(waiting) for _ in range(min(len(waiting), policy.batch_rows))]
-        done = now + measured.batch_seconds + len(taken) * measured.entry_seconds
+        taken = [heapq.heappop(waiting) for _ in range(min(len(waiting), policy.sequencer.batch_rows))]
+        took = measured.batch_seconds + len(taken) * measured.entry_seconds
+        done = now + took
         waits += [done - committed for committed in taken]
-        now = done + policy.pace_seconds
+        now = done + pause_seconds(took, policy.sequencer)
     return Sequenced(_waits(waits, now), len(waits) / now, len(waiting))
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from benchmarks import town
 from benchmarks.machine import Share, cpu_seconds
-from benchmarks.results import Curve, Figure, Outcome, Picture, quantity
+from benchmarks.results import Curve, Figure, Outcome, Picture, median, quantity
 from benchmarks.scene import Scene
 from benchmarks.wire import JSON, Client, WireError
 from channels import protocol, topics
@@ -23,7 +23,7 @@ from domain.log import Entry
 from domain.types import Origin, new_id
 from persistence.database import Database
 from persistence.outbox import append_to_outbox
-from persistence.sequencer import Sequencer
+from persistence.sequencer import Sequencer, SequencerOptions
 from persistence.tables import log_cursors, outbox
 from server import demo
 from server.clock import SystemClock
@@ -41,6 +41,7 @@ TARGET = "≥ 1,000/s"
 NODES = (1, 2, 4)
 BACKLOG_ROWS = 500
 BACKLOG_CHANNELS = 1_000
+SINGLE_EVENTS = 200
 
 
 def run(scene: Scene) -> Outcome:
@@ -136,7 +137,7 @@ async def _measure(scene: Scene, backing: town.Backing, count: int, where: str) 
 
 
 async def _sequencer_alone(scene: Scene, backing: town.Backing) -> Figure:
-    """How fast one partition goes when there is nothing else to do: a backlog, and a sequencer without nodes."""
+    """How fast one partition goes with nothing else to do: a backlog and then single events, a sequencer, no nodes."""
     rows = scene.pick(20_000, 4_000)
     scene.tell(f"the sequencer and a backlog of {rows:,} events", 0.3)
     database = town.open_database(backing)
@@ -146,7 +147,21 @@ async def _sequencer_alone(scene: Scene, backing: town.Backing) -> Figure:
     async def publish(entries: Sequence[Entry]) -> None:
         published[0] += len(entries)
 
-    sequencer = Sequencer(database, "bench", route=topics.route, encode=protocol.encode_event, publish=publish)
+    options = SequencerOptions()
+    sequencer = Sequencer(
+        database, "bench", route=topics.route, encode=protocol.encode_event, publish=publish, options=options
+    )
+
+    async def one(number: int) -> float:
+        """Seconds from an event that stands alone to its entry."""
+        await _fill(database, range(number, number + 1))
+        await asyncio.sleep(2 * options.pace_seconds)
+        before, began = sequencer.counts.sequenced, time.monotonic()
+        sequencer.nudge()
+        while sequencer.counts.sequenced == before:  # noqa: ASYNC110 — counts have no event
+            await asyncio.sleep(0.0002)
+        return time.monotonic() - began
+
     try:
         for start in range(0, rows, BACKLOG_ROWS):
             await _fill(database, range(start, start + BACKLOG_ROWS))
@@ -158,13 +173,18 @@ async def _sequencer_alone(scene: Scene, backing: town.Backing) -> Figure:
         while sequencer.counts.sequenced < rows:  # noqa: ASYNC110 — as above
             await asyncio.sleep(0.001)
         seconds = time.monotonic() - began
+        single = median([await one(number) for number in range(scene.pick(SINGLE_EVENTS, 20))])
         stop.set()
         await running
     finally:
         await database.close()
     rate = (rows - first) / seconds
+    # A full batch is followed by a pause in proportion, which is no work.
+    full = options.batch_rows / rate / (1 + options.pace_share)
+    each = (full - single) / (options.batch_rows - 1)
     title = f"one sequencer alone, a backlog of {rows:,} events of one entry, MySQL, {len(scene.cores.both)} cores"
-    return Figure("P7", title, f"{quantity(rate)}/s", notes=["the ceiling of one partition"])
+    notes = [f"the ceiling of one partition; a batch of one takes {single * 1e3:.1f} ms, each more {each * 1e6:.0f} µs"]
+    return Figure("P7", title, f"{quantity(rate)}/s", notes=notes)
 
 
 async def _fill(database: Database, numbers: range) -> None:

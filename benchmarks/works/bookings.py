@@ -152,14 +152,18 @@ async def _sequencer_alone(scene: Scene, backing: town.Backing) -> Figure:
         database, "bench", route=topics.route, encode=protocol.encode_event, publish=publish, options=options
     )
 
-    async def one(number: int) -> float:
-        """Seconds from an event that stands alone to its entry."""
+    async def one(number: int) -> float | None:
+        """Seconds from an event that stands alone to its entry; ``None`` when the sequencer came by unasked."""
+        before = sequencer.counts.sequenced
         await _fill(database, range(number, number + 1))
         await asyncio.sleep(2 * options.pace_seconds)
-        before, began = sequencer.counts.sequenced, time.monotonic()
+        if sequencer.counts.sequenced > before:
+            return None
+        began = time.monotonic()
         sequencer.nudge()
-        while sequencer.counts.sequenced == before:  # noqa: ASYNC110 — counts have no event
-            await asyncio.sleep(0.0002)
+        async with asyncio.timeout(DRAINED_SECONDS):
+            while sequencer.counts.sequenced == before:  # noqa: ASYNC110 — counts have no event
+                await asyncio.sleep(0.0002)
         return time.monotonic() - began
 
     try:
@@ -173,7 +177,8 @@ async def _sequencer_alone(scene: Scene, backing: town.Backing) -> Figure:
         while sequencer.counts.sequenced < rows:  # noqa: ASYNC110 — as above
             await asyncio.sleep(0.001)
         seconds = time.monotonic() - began
-        single = median([await one(number) for number in range(scene.pick(SINGLE_EVENTS, 20))])
+        alone = [await one(number) for number in range(scene.pick(SINGLE_EVENTS, 20))]
+        single = median([seconds for seconds in alone if seconds is not None])
         stop.set()
         await running
     finally:

@@ -6,7 +6,7 @@ Invariants:
   repeats or reorders: the next offset is delivered, an older one dropped, and before a later one the missing rows are
   read from the log;
 * what is accepted in one turn of the event loop leaves in one write per subscriber, in order of acceptance, even when
-  it listens to several of the channels; each channel's frames are joined once for all;
+  it listens to several of the channels; each channel's frames are joined once for all who take them in the same form;
 * entries of the ``control`` channel take effect before anything accepted after them is delivered. While the control
   channel itself has a gap, everything else is held back until it is healed;
 * no write waits, and no subscriber's trouble reaches another: a congested one is asked per frame
@@ -44,6 +44,9 @@ from channels.topics import CONTROL
 from domain.log import Entry, EventLog, Head
 
 logger = logging.getLogger(__name__)
+
+_Offer = tuple[Subscriber, Sequence[Entry], Sequence[bytes]]
+"""Somebody congested, and the entries of a turn, each with its finished frame."""
 
 TURN_ENTRIES = 1000
 """Entries joined at most; a longer turn is written in several parts."""
@@ -216,13 +219,17 @@ class Hub:
             return
         self._turn = []
         try:
-            self._deliver_turn(turn)
+            offers = self._deliver_turn(turn)
         finally:
             if self._deflater is not None:
                 self._deflater.forget()
         self._metrics.written(turn[0][1])
+        # Last of all: whatever comes of offering, everybody else has all of the turn by now.
+        if offers:
+            _make(offers)
 
-    def _deliver_turn(self, turn: Sequence[tuple[HeldChannel, Entry]]) -> None:
+    def _deliver_turn(self, turn: Sequence[tuple[HeldChannel, Entry]]) -> list[_Offer]:
+        """Write to everybody but the congested, for whom what is to be offered is returned."""
         batches: dict[HeldChannel, list[tuple[int, Entry]]] = {}
         for position, (channel, entry) in enumerate(turn):
             if channel in batches:
@@ -231,8 +238,7 @@ class Hub:
                 batches[channel] = [(position, entry)]
         if len(batches) == 1:
             for channel, batch in batches.items():
-                self._deliver(channel.live, [entry for _, entry in batch])
-            return
+                return self._deliver(channel.live, [entry for _, entry in batch])
         plan: dict[Subscriber, tuple[HeldChannel, ...]] = {}
         for channel in batches:
             for subscriber in channel.live:
@@ -241,27 +247,33 @@ class Hub:
         alike: dict[tuple[HeldChannel, ...], list[Subscriber]] = {}
         for subscriber, channels in plan.items():
             alike.setdefault(channels, []).append(subscriber)
+        offers: list[_Offer] = []
         for channels, subscribers in alike.items():
             merged = [place for channel in channels for place in batches[channel]]
             if len(channels) > 1:
                 merged.sort(key=_position)
-            self._deliver(subscribers, [entry for _, entry in merged])
+            offers += self._deliver(subscribers, [entry for _, entry in merged])
+        return offers
 
-    def _deliver(self, subscribers: Collection[Subscriber], entries: Sequence[Entry]) -> None:
+    def _deliver(self, subscribers: Collection[Subscriber], entries: Sequence[Entry]) -> list[_Offer]:
         """One write of the same bytes to each who takes them in the same form."""
-        if (deflater := self._deflater) is not None:
+        if (deflater := self._deflater) is None:
+            return self._write(subscribers, entries, [text_frame(entry.frame) for entry in entries])
+        offers: list[_Offer] = []
+        plain = [subscriber for subscriber in subscribers if not subscriber.deflates]
+        if len(plain) < len(subscribers):
             deflating = [subscriber for subscriber in subscribers if subscriber.deflates]
-            if deflating:
-                subscribers = [subscriber for subscriber in subscribers if not subscriber.deflates]
-                self._write(deflating, entries, [deflater.frame(entry.frame) for entry in entries])
-        if subscribers:
-            self._write(subscribers, entries, [text_frame(entry.frame) for entry in entries])
+            offers += self._write(deflating, entries, [deflater.frame(entry.frame) for entry in entries])
+        if plain:
+            offers += self._write(plain, entries, [text_frame(entry.frame) for entry in entries])
+        return offers
 
-    def _write(self, subscribers: Collection[Subscriber], entries: Sequence[Entry], frames: Sequence[bytes]) -> None:
+    def _write(
+        self, subscribers: Collection[Subscriber], entries: Sequence[Entry], frames: Sequence[bytes]
+    ) -> list[_Offer]:
         """One write of the same bytes to each. What is done here for each of them must not cost."""
         data = frames[0] if len(frames) == 1 else b"".join(frames)
         count = len(subscribers)
-        # Lists, because what is done below may close a session and so change the set.
         if count < MANY_SUBSCRIBERS:
             left = [(subscriber, data) for subscriber in subscribers]
         elif short := self._write_each([subscriber.fd for subscriber in subscribers], data):
@@ -269,20 +281,18 @@ class Hub:
             left = [(subscriber, data[short[place] :]) for place, subscriber in places if place in short]
         else:
             left = []
-        aside: list[Subscriber] = []
+        offers: list[_Offer] = []
         for subscriber, rest in left:
             if subscriber.congested:
-                aside.append(subscriber)
+                offers.append((subscriber, entries, frames))
                 continue
             try:
                 subscriber.write(rest)
             except Exception:
                 # A transport that died in this very turn; its owner hears of it from the loop.
                 logger.debug("a write failed", exc_info=True)
-        self._metrics.delivered((count - len(aside)) * len(entries))
-        # Last of all: whoever has taken a part of the bytes has the rest by now, whatever comes of offering.
-        for subscriber in aside:
-            subscriber.offer(entries, frames)
+        self._metrics.delivered((count - len(offers)) * len(entries))
+        return offers
 
     # Subscribers come and go
 
@@ -428,6 +438,19 @@ class Hub:
 
     async def _read_heads(self, names: list[str]) -> Mapping[str, Head]:
         return await self._log.heads(names)
+
+
+def _make(offers: Iterable[_Offer]) -> None:
+    """Raises what one failed with, once all were made. Whoever could not be offered to comes back and resumes."""
+    failure: Exception | None = None
+    for subscriber, entries, frames in offers:
+        try:
+            subscriber.offer(entries, frames)
+        except Exception as error:
+            failure = error
+            subscriber.close(CloseCode.SERVER_ERROR)
+    if failure is not None:
+        raise failure
 
 
 def _position(place: tuple[int, Entry]) -> int:

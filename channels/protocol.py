@@ -3,8 +3,9 @@
 Invariants:
 
 * :func:`decode` never raises anything but :class:`NotJson` and :class:`InvalidRequest`, whatever a client sends;
-* an event is serialised once per channel (:func:`encode_event`), framed once per node (:func:`text_frame`), and the
-  same bytes go to every socket; replays splice those bytes into replies without decoding them (:func:`event_params`);
+* an event is serialised once per channel (:func:`encode_event`), framed once per node and form (:func:`text_frame`, or
+  deflated), and the same bytes go to every socket of that form; replays splice what was serialised into replies
+  without decoding it (:func:`event_params`);
 * an error that is not a :class:`domain.errors.FixnadoError` leaves as ``internal`` with a correlation id and nothing
   else.
 

@@ -41,7 +41,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
 from channels.protocol import MAX_FRAME_BYTES, PING, CloseCode
-from server.permessage_deflate import Inflater, Offers
+from server.permessage_deflate import Inflater, offers
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ CLOSE_GRACE_SECONDS = 3.0
 """From a close frame to the abort."""
 
 SLICE_BYTES = 2048
-"""Fed to the parser at once: at most 340 frames, which take it some 3 ms."""
+"""Fed to the parser at once: at most 340 frames, which take it some 3 ms; deflated ones have a bound of their own."""
 
 SMALL_FRAMES_PER_SECOND = 100
 """Control and continuation frames of one socket; a heartbeat needs one in twenty seconds."""
@@ -172,7 +172,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self.conn.debug = False
         # Whatever uvicorn makes of it: a frame beyond this is refused by its header, and nothing inflates to more.
         self.conn.max_message_size = config.ws_max_size
-        self.conn.available_extensions = _DEFLATE if config.ws_per_message_deflate else None
+        self.conn.available_extensions = offers(config.ws_max_size) if config.ws_per_message_deflate else None
         self.receiver: Receiver | None = None
         self._gone: Callable[[], None] | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
@@ -403,8 +403,6 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         if self.receiver is not None:
             self.receiver.resumed()
 
-
-_DEFLATE = [Offers()]
 
 _queue: _NoQueue | None = None
 

@@ -264,6 +264,32 @@ async def test_who_has_a_part_gets_the_rest_before_anybody_is_offered_to(monkeyp
     with pytest.raises(RuntimeError):
         bench.hub.flush()
     assert [each.writes for each in subscribers[1:]] == [[text_frame(entry.frame)[3:]]] * 3
+    assert subscribers[0].closed_with == CloseCode.SERVER_ERROR, "it has lost an event, so it comes back for it"
+    await bench.hub.stop()
+
+
+async def test_one_who_cannot_be_offered_to_costs_nobody_else_an_event() -> None:
+    """Whatever form or channels they have, and also when they are congested themselves."""
+
+    def fail(entries: Sequence[Entry], frames: Sequence[bytes]) -> None:
+        raise RuntimeError("an offer went wrong")
+
+    bench = Bench(deflater=Deflater())
+    await bench.hub.start()
+    broken = [await bench.listen(ROOM, deflates=True), await bench.listen(ROOM, OTHER)]
+    for each in broken:
+        each.congested, each.offer = True, fail  # type: ignore[method-assign]
+    slow = [await bench.listen(ROOM, deflates=True), await bench.listen(ROOM)]
+    for each in slow:
+        each.congested = True
+    well = [await bench.listen(ROOM), await bench.listen(OTHER), await bench.listen(ROOM, OTHER)]
+    entries = [bench.log.append(ROOM), bench.log.append(OTHER)]
+    bench.hub.receive(entries)
+    with pytest.raises(RuntimeError):
+        bench.hub.flush()
+    assert [len(each.events) for each in well] == [1, 1, 2]
+    assert [each.offered for each in slow] == [entries[:1]] * 2
+    assert [each.closed for each in broken] == [True, True]
     await bench.hub.stop()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from channels.deflate import Deflater
 from channels.limits import Limits
 from channels.protocol import CloseCode
 from channels.session import Session
@@ -725,6 +726,33 @@ async def test_offsets_never_go_backwards_on_a_channel(house: House, slow: Clien
     slow.session.resumed()
     assert slow.offsets("booking:b") == [1, 2, 3]
     assert slow.offsets("booking:c") == [1]
+
+
+async def test_kept_values_leave_in_the_form_that_was_negotiated() -> None:
+    house = House(deflate=True)
+    house.access.let("booking:b", "ada")
+    await house.realtime.start()
+    transport = FakeTransport()
+    transport.deflates = True
+    session = house.realtime.open(transport)
+    for method, params in (
+        ("session.connect", {"token": "customer:ada"}),
+        ("channel.subscribe", {"channel": "booking:b"}),
+    ):
+        session.received(orjson.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).decode())
+        await until(lambda: not session.busy)
+    transport.writes.clear()
+    session.paused()
+    kept = await house.commit("booking:b", {"text": "x" * 200}, event_class=EventClass.LATEST, key="eta")
+    await turn()
+    assert transport.writes == []
+    durable = await house.commit("booking:b", {"text": "y" * 200})
+    later = await house.commit("booking:b", {"text": "z" * 200}, event_class=EventClass.LATEST, key="eta")
+    await turn()
+    session.resumed()
+    frame = Deflater().frame
+    assert transport.writes == [frame(kept.frame) + frame(durable.frame), frame(later.frame)]
+    await house.realtime.stop()
 
 
 async def test_a_revoked_channel_leaves_nothing_kept(house: House, slow: Client) -> None:

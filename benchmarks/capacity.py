@@ -107,16 +107,11 @@ class Plan:
     redis_shards: int
 
 
-def pause_seconds(took_seconds: float, options: SequencerOptions) -> float:
-    """How long a sequencer leaves the writer's turn to others after a batch that took so long."""
-    return max(options.pace_seconds, min(took_seconds * options.pace_share, options.pace_most_seconds))
-
-
 def sequencer_ceiling(measured: Measured, policy: Policy) -> float:
     """Entries per second of one partition that always finds a full batch."""
     rows = policy.sequencer.batch_rows
     took = measured.batch_seconds + rows * measured.entry_seconds
-    return rows / (took + pause_seconds(took, policy.sequencer))
+    return rows / (took + policy.sequencer.pause_seconds(took))
 
 
 def sequencer_cycle(entries_per_second: float, measured: Measured, policy: Policy) -> float:
@@ -263,7 +258,7 @@ def simulate_sequencer(
         took = measured.batch_seconds + len(taken) * measured.entry_seconds
         done = now + took
         waits += [done - committed for committed in taken]
-        now = done + pause_seconds(took, policy.sequencer)
+        now = done + policy.sequencer.pause_seconds(took)
     return Sequenced(_waits(waits, now), len(waits) / now, len(waiting))
 
 

@@ -237,8 +237,7 @@ class Hub:
             else:
                 batches[channel] = [(position, entry)]
         if len(batches) == 1:
-            for channel, batch in batches.items():
-                return self._deliver(channel.live, [entry for _, entry in batch])
+            return self._deliver(turn[0][0].live, [entry for _, entry in turn])
         plan: dict[Subscriber, tuple[HeldChannel, ...]] = {}
         for channel in batches:
             for subscriber in channel.live:

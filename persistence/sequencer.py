@@ -85,6 +85,10 @@ class SequencerOptions:
     takeover_seconds: float = 0.8
     publish_timeout_seconds: float = 2.0
 
+    def pause_seconds(self, took_seconds: float) -> float:
+        """From the end of a batch that took so long to the next one, at least."""
+        return max(self.pace_seconds, min(took_seconds * self.pace_share, self.pace_most_seconds))
+
 
 @dataclass(slots=True)
 class SequencerCounts:
@@ -273,8 +277,7 @@ class Sequencer:
         if await self._take_batch() == self._options.batch_rows:
             self._wake.set()
         ended = clock()
-        paced = min((ended - began) * self._options.pace_share, self._options.pace_most_seconds)
-        self._not_before = ended + max(self._options.pace_seconds, paced)
+        self._not_before = ended + self._options.pause_seconds(ended - began)
         return self._idle_seconds()
 
     def _idle_seconds(self) -> float:

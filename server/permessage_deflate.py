@@ -23,6 +23,13 @@ from websockets.typing import ExtensionParameter
 from channels.deflate import WINDOW_BITS
 
 
+class TooMuchAtOnce(PayloadTooBig):
+    """None of the messages was too long, but all together are."""
+
+    def __str__(self) -> str:
+        return f"deflated messages became more than {self.max_size} bytes in a second"
+
+
 class Inflater(PerMessageDeflate):
     """Inflates what one client sends, until :meth:`stop`.
 
@@ -76,7 +83,7 @@ class Inflater(PerMessageDeflate):
         self._budget = min(refilled, 2 * self._per_second) - size
         self._counted_at = now
         if self._budget < 0:
-            raise PayloadTooBig(None, self._per_second)
+            raise TooMuchAtOnce(None, self._per_second)
 
 
 class Offers(ServerPerMessageDeflateFactory):

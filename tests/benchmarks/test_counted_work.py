@@ -56,11 +56,11 @@ class Peer:
 
     __slots__ = ("deflates", "fd", "write")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, deflates: bool) -> None:
         newest: deque[bytes] = deque(maxlen=1)
         self.write: Callable[[bytes], None] = newest.append
         self.fd = fd
-        self.deflates = False
+        self.deflates = deflates
 
     def beat(self) -> bool:
         return False
@@ -76,7 +76,8 @@ class Peer:
 class Node:
     """The live side on ports that answer at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, deflate: bool = False) -> None:
+        self._deflate = deflate
         self.heads, everybody = Heads(), Everybody()
         self.broker = InProcessBroker()
         ports = Ports(
@@ -90,7 +91,7 @@ class Node:
             acknowledgements=everybody,
             clock=SystemClock(),
         )
-        self.realtime = Realtime(ports, Limits(), write_each=fanout.load())
+        self.realtime = Realtime(ports, Limits(), write_each=fanout.load(), deflate=deflate)
         # Everybody's descriptor: one that is never full, because what nobody reads of it is lost.
         self._nobody = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._nobody.bind(("127.0.0.1", 0))
@@ -101,7 +102,7 @@ class Node:
         """People connect, and subscribe if there is a channel."""
         sessions = []
         for number in range(first, first + count):
-            session = self.realtime.open(Peer(self._everybody.fileno()))
+            session = self.realtime.open(Peer(self._everybody.fileno(), self._deflate))
             sessions.append(session)
             _say(session, "session.connect", {"token": f"user{number}"})
             if channel is not None:
@@ -140,6 +141,20 @@ async def test_a_delivery_takes_less_than_a_call(node: Node) -> None:
         hub.flush()
     per_delivery = (counted.calls + counted.c_calls) / SUBSCRIBERS
     assert within(per_delivery, 0.38, 0.10), f"{per_delivery:.2f} calls per delivery"
+
+
+async def test_a_deflated_delivery_takes_less_than_a_call() -> None:
+    node = Node(deflate=True)
+    await node.realtime.start()
+    await node.arrive(0, SUBSCRIBERS, CHANNEL)
+    hub, entry = node.realtime.hub, node.entry()
+    with calls() as counted:
+        hub.receive([entry])
+        hub.flush()
+    per_delivery = (counted.calls + counted.c_calls) / SUBSCRIBERS
+    assert within(per_delivery, 0.55, 0.10), f"{per_delivery:.2f} calls per delivery"
+    await node.realtime.stop()
+    node.close()
 
 
 async def test_a_burst_takes_a_subscriber_less_than_two_calls(node: Node) -> None:

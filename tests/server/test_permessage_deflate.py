@@ -99,7 +99,7 @@ def test_all_messages_of_a_second_become_so_much(inflater: Inflater, clock: Cloc
 
 def test_somebody_new_has_one_message(inflater: Inflater) -> None:
     inflater.decode(first(deflated(b"x" * LIMIT)), max_size=LIMIT)
-    with pytest.raises(PayloadTooBig):
+    with pytest.raises(PayloadTooBig, match="more than 1000 bytes in a second"):
         inflater.decode(first(deflated(b"x")), max_size=LIMIT)
 
 
